@@ -1,0 +1,1 @@
+"""Inside the training process: times, samples and appends. Never decides, never prints tables."""

@@ -1,0 +1,91 @@
+"""HOOKS: everything that attaches to an import."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+from traceml_agent.capture import exit as exit_
+from traceml_agent.capture.patches import (
+    backward,
+    checkpoint,
+    compile,
+    dataloader,
+    forward,
+    optimizer,
+    transfer,
+)
+from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import guard, record_fault
+
+Install = Callable[[Any], str]
+"""Patches a module and returns "active", or in words why not."""
+
+PATCHES: tuple[tuple[str, Install], ...] = (
+    ("dataloader", dataloader.install),
+    ("transfer", transfer.install),
+    ("forward", forward.install),
+    ("backward", backward.install),
+    ("optimizer", optimizer.install),
+    ("checkpoint", checkpoint.install),
+)
+"""Installed when torch has been imported."""
+
+
+def on_torch(torch: Any) -> None:
+    """Torch is complete: puts all patches in, and makes the process ARMED."""
+    # torch may be deleted from sys.modules and imported again: the first one stays patched.
+    if SESSION.torch_imported_ns is not None:
+        return
+    SESSION.torch_imported_ns = time.perf_counter_ns()
+    SESSION.arm(torch)
+    for name, install in PATCHES:
+        _install(name, install, torch)
+    exit_.register()
+
+
+def on_dynamo(dynamo: Any) -> None:
+    """torch.compile is about to be used: its compilations become a phase."""
+    _install("compile", compile.install, dynamo)
+
+
+def on_distributed_checkpoint(package: Any) -> None:
+    """torch.distributed.checkpoint has been imported: its `save` is a checkpoint too."""
+    _install("distributed_checkpoint", checkpoint.install_distributed, package)
+
+
+HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
+    ("torch", on_torch),
+    ("torch._dynamo", on_dynamo),
+    ("torch.distributed.checkpoint", on_distributed_checkpoint),
+)
+
+
+def register_all() -> None:
+    """Registers each hook with wrapt. A raising hook would break the user's import: none raises."""
+    for module_name, hook in HOOKS:
+        wrapt.register_post_import_hook(_safe(hook), module_name)
+
+
+def _safe(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    def call(module: Any) -> None:
+        with guard(f"hook {hook.__name__}"):
+            hook(module)
+
+    return call
+
+
+def _install(name: str, install: Install, module: Any) -> None:
+    if name in SESSION.config.skip:
+        SESSION.set_status(name, "skipped by TRACEML_SKIP")
+        return
+    try:
+        status = install(module)
+    except (AttributeError, TypeError, ImportError) as error:
+        # A torch of another shape than any known one: this patch is out, the others are in.
+        record_fault(f"patch {name}", error)
+        version = getattr(sys.modules.get("torch"), "__version__", "unknown")
+        status = f"not in: torch {version} has another shape here ({error})"
+    SESSION.set_status(name, status)

@@ -1,0 +1,188 @@
+"""Opens the spool of a process that was proven to train, and says so in one line."""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from traceml_agent.capture.recorder import Recorder
+from traceml_agent.capture.say import say
+from traceml_agent.errors import UnsafeDirectory
+from traceml_agent.identity import resolve_identity, resolve_run_id
+from traceml_agent.schema.records import SPOOL_SCHEMA, Header
+from traceml_agent.spool.format import ALIVE_SUFFIX, RING_SUFFIX, STACK_SUFFIX, spool_path
+from traceml_agent.spool.liveness import hold
+from traceml_agent.spool.ring import Ring
+from traceml_agent.spool.rundir import is_local, make_run_dir
+from traceml_agent.spool.writer import SpoolWriter
+from traceml_agent.version import __version__
+
+if TYPE_CHECKING:
+    from traceml_agent.capture.session import Session
+
+RING_CAPACITY = 8192
+"""Steps between two flushes that the ring can hold: 0.5 s of steps of 61 us, in 1 MB. Beyond that
+the training thread drains it itself, so none is lost."""
+_APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_recorder(session: "Session") -> Recorder | None:
+    """The recorder of this process; None where no directory can be written, which is said."""
+    identity = resolve_identity(os.environ)
+    run_id = resolve_run_id(os.environ, session.config.run_id)
+    run_dir = _run_dir(session, run_id)
+    if run_dir is None:
+        return None
+    hostname = socket.gethostname()
+    path = spool_path(run_dir, hostname, os.getpid(), identity.attempt, identity.rank)
+    try:
+        writer = SpoolWriter(_unused(path), int(session.config.spool_max_mb * 1e6))
+    except OSError as error:
+        session.refusal = f"cannot write to {run_dir}: {error.strerror or error}"
+        say(f"nothing is recorded: {session.refusal}")
+        return None
+    path = writer.path
+    ring = _ring(session, path)
+    recorder = Recorder(run_dir, writer, ring)
+    recorder.warn = say
+    with contextlib.suppress(OSError):  # a file system without locks: liveness stays unknown
+        recorder.descriptors.append(hold(path.with_suffix(ALIVE_SUFFIX)))
+    _catch_fatal_stacks(session, recorder, path)
+    monotonic_ns, wall_ns = time.perf_counter_ns(), time.time_ns()
+    recorder.write(
+        [
+            Header(
+                schema=SPOOL_SCHEMA,
+                agent_version=__version__,
+                run_id=run_id,
+                run_name=session.config.run_name,
+                identity=identity,
+                pid=os.getpid(),
+                parent_pid=session.parent_pid,
+                hostname=hostname,
+                boot_id=_boot_id(),
+                wall_ns=wall_ns,
+                monotonic_ns=monotonic_ns,
+                process_start_ns=monotonic_ns - process_age_ns(),
+                torch_imported_ns=session.torch_imported_ns,
+                python_version=sys.version.split()[0],
+                torch_version=str(session.torch.__version__),
+                argv=_argv(),
+                script=session.script,
+                ring_path=None if ring is None else str(ring.path),
+                cuda_version=session.torch.version.cuda,
+            )
+        ]
+    )
+    if identity.rank == 0:
+        say(f"recording to {run_dir} ({_patches(session)})")
+    return recorder
+
+
+def _run_dir(session: "Session", run_id: str) -> Path | None:
+    """The run directory; under the directory for temporary files where the first cannot be had."""
+    wanted = session.config.runs_dir
+    try:
+        return make_run_dir(wanted, run_id)
+    except (OSError, UnsafeDirectory) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    fallback = Path(tempfile.gettempdir()) / f"traceml-agent-{os.geteuid()}"
+    try:
+        run_dir = make_run_dir(make_run_dir(fallback, "runs"), run_id)
+    except (OSError, UnsafeDirectory) as error:
+        session.refusal = f"cannot write to {wanted} ({reason}) nor to {fallback} ({error})"
+        say(f"nothing is recorded: {session.refusal}; set TRACEML_DIR to a directory of yours")
+        return None
+    say(f"cannot write to {wanted} ({reason}); the run goes to {run_dir}")
+    return run_dir
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one with a number where a process with the same id wrote before (`exec`)."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def _ring(session: "Session", path: Path) -> Ring | None:
+    if "ring" in session.config.skip:
+        session.set_status("ring", "skipped by TRACEML_SKIP")
+        return None
+    place = path.with_suffix(RING_SUFFIX)
+    if not is_local(place.parent):
+        # Each page of a map on a network file system would travel.
+        memory = Path("/dev/shm")
+        place = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / (
+            f"traceml-{os.geteuid()}-{place.name}"
+        )
+    try:
+        ring = Ring(place, RING_CAPACITY)
+    except OSError as error:
+        session.set_status("ring", f"not in: {error.strerror or error}")
+        return None
+    session.set_status("ring", "active")
+    return ring
+
+
+def _catch_fatal_stacks(session: "Session", recorder: Recorder, path: Path) -> None:
+    """Python stacks of a crash, and of a SIGTERM that ends the process, go into a file.
+
+    No Python handler: a rank stuck in C could not be ended any more. `chain` keeps the default
+    action, so the exit code stays. A handler of the user is left alone.
+    """
+    if "faulthandler" in session.config.skip:
+        session.set_status("faulthandler", "skipped by TRACEML_SKIP")
+        return
+    try:
+        fd = os.open(path.with_suffix(STACK_SUFFIX), _APPEND, 0o600)
+    except OSError as error:
+        session.set_status("faulthandler", f"not in: {error.strerror or error}")
+        return
+    recorder.stack_fd = fd
+    taken = []
+    if not faulthandler.is_enabled():
+        faulthandler.enable(fd)
+        taken.append("crash")
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        faulthandler.register(signal.SIGTERM, fd, chain=True)
+        taken.append("SIGTERM")
+    session.set_status("faulthandler", "active" if len(taken) == 2 else "left to the program")
+
+
+def process_age_ns() -> int:
+    """Time since the process was started by its parent, to 10 ms."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return int((time.clock_gettime(time.CLOCK_BOOTTIME) - started_s) * 1e9)
+    except (OSError, AttributeError, IndexError, ValueError):
+        import psutil
+
+        return int((time.time() - psutil.Process().create_time()) * 1e9)
+
+
+def _boot_id() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _argv() -> tuple[str, ...]:
+    """The command, by its program and script alone: arguments may hold secrets."""
+    return tuple(os.path.basename(part) for part in sys.orig_argv[:1])
+
+
+def _patches(session: "Session") -> str:
+    active = [name for name, status in session.statuses.items() if status == "active"]
+    others = [name for name, status in session.statuses.items() if status.startswith("not in")]
+    text = "patches: " + ", ".join(n for n in active if n not in ("ring", "faulthandler"))
+    return text + (f"; not in: {', '.join(others)}" if others else "")

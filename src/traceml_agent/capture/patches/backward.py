@@ -1,0 +1,70 @@
+"""Times `torch.autograd.backward`, which `Tensor.backward`, GradScaler and LBFGS all end in."""
+
+from _thread import get_ident
+from collections.abc import Callable
+from typing import Any
+
+from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
+from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.steps import NONE
+from traceml_agent.schema.phases import BACKWARD, OPTIMIZER
+
+
+def install(torch: Any) -> str:
+    """Patches `torch.autograd.backward` and `torch.autograd.grad`."""
+    autograd, is_compiling = torch.autograd, compiling_test(torch)
+    autograd.backward = _backward(autograd.backward, is_compiling)
+    autograd.grad = _grad(autograd.grad, is_compiling)
+    return "active"
+
+
+def _backward(original: Any, is_compiling: Callable[[], bool]) -> Any:
+    tracker = SESSION.tracker
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or not may_open():
+            return original(*args, **kwargs)
+        previous = tracker.begin_backward()
+        try:
+            result = original(*args, **kwargs)
+        except BaseException as error:
+            tracker.end_backward(previous)
+            hide_frame(error)
+            raise
+        tracker.end_backward(previous)
+        return result
+
+    return like(backward, original)
+
+
+def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
+    tracker = SESSION.tracker
+
+    def grad(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling() or not may_open():
+            return original(*args, **kwargs)
+        # With create_graph it is a part of a loss (a gradient penalty, an inner loop): its time
+        # is backward's, but it ends no micro-batch.
+        ends_batch = not kwargs.get("create_graph", False)
+        previous = tracker.begin_backward() if ends_batch else tracker.enter(BACKWARD)
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            if ends_batch:
+                tracker.end_backward(previous)
+            else:
+                tracker.leave(previous)
+
+    return like(grad, original)
+
+
+def may_open() -> bool:
+    """Whether a backward pass that starts now is an outermost one of the training thread."""
+    tracker = SESSION.tracker
+    phase = tracker.phase
+    if get_ident() != tracker.owner and not SESSION.adopt_thread():
+        return False
+    return phase in (NONE, OPTIMIZER)

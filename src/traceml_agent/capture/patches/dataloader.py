@@ -1,0 +1,87 @@
+"""Times `next()` on a DataLoader, in all worker modes: the phase input_wait."""
+
+from _thread import get_ident
+from typing import Any
+
+from traceml_agent.capture.patches.disguise import hide_frame, like
+from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.steps import NONE
+from traceml_agent.schema.phases import OPTIMIZER
+
+
+def install(torch: Any) -> str:
+    """Patches the base of all DataLoader iterators, and the creation of an iterator."""
+    module = torch.utils.data.dataloader
+    _patch_next(module._BaseDataLoaderIter)
+    _patch_get_iterator(module.DataLoader)
+    return "active"
+
+
+def _patch_next(iterator_class: Any) -> None:
+    tracker = SESSION.tracker
+    original = iterator_class.__next__
+
+    def __next__(self: Any) -> Any:
+        phase = tracker.phase
+        # An open optimizer phase here is one whose step raised; any other is the real caller.
+        if (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
+            return original(self)
+        sampler = self._index_sampler
+        tracker.begin_fetch(id(sampler))
+        try:
+            batch = original(self)
+        except BaseException as error:
+            tracker.end_fetch_without_batch()
+            hide_frame(error)
+            raise
+        tracker.end_fetch(samples_in(batch, sampler) if self._auto_collation else None)
+        return batch
+
+    iterator_class.__next__ = like(__next__, original)
+
+
+def _patch_get_iterator(loader_class: Any) -> None:
+    """Starting the workers is waiting for input too."""
+    tracker = SESSION.tracker
+    original = loader_class._get_iterator
+
+    def _get_iterator(self: Any) -> Any:
+        if tracker.phase != NONE or get_ident() != tracker.owner:
+            return original(self)
+        tracker.begin_fetch(id(self._index_sampler))
+        try:
+            return original(self)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            tracker.end_fetch_without_batch()
+
+    loader_class._get_iterator = like(_get_iterator, original)
+
+
+def samples_in(batch: Any, sampler: Any) -> int | None:
+    """Number of samples in a collated batch, None if its shape does not tell.
+
+    The leading dimension of the first tensor; where tensors are nested deeper (tuples of inputs,
+    lists of images) only if it agrees with the batch size of the sampler.
+    """
+    item = batch
+    depth = 0
+    while depth < 4:
+        shape = getattr(item, "shape", None)
+        if shape is not None:
+            leading = int(shape[0]) if len(shape) else None
+            if depth <= 1 or leading == getattr(sampler, "batch_size", None):
+                return leading
+            return None
+        if isinstance(item, dict):
+            item = next(iter(item.values()), None)
+        elif isinstance(item, (list, tuple)) and item:
+            if depth == 1 and len(item) == getattr(sampler, "batch_size", None):
+                return len(item)
+            item = item[0]
+        else:
+            return None
+        depth += 1
+    return None

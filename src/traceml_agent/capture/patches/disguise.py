@@ -1,0 +1,38 @@
+"""Makes a patched function look like its original, in signatures, pickles and tracebacks."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+Function = TypeVar("Function")
+
+
+def like(wrapper: Function, original: Any) -> Function:
+    """The wrapper with the names and the documentation of the original.
+
+    By hand: `functools.wraps` also copies `__dict__`, where Dynamo keeps its markers, and sets
+    `__wrapped__`, which `inspect` follows.
+    """
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        value = getattr(original, name, None)
+        if value is not None:
+            setattr(wrapper, name, value)
+    return wrapper
+
+
+def hide_frame(error: BaseException) -> None:
+    """Takes the frame of the calling patch out of the traceback of `error`.
+
+    Works because a bare `raise` does not add the frame again (CPython 3.11 and later; on 3.10 the
+    frame stays visible). The user's traceback is the same with the agent on and off.
+    """
+    traceback = error.__traceback__
+    if traceback is not None:
+        error.__traceback__ = traceback.tb_next
+
+
+def compiling_test(torch: Any) -> Callable[[], bool]:
+    """The cheapest call that Dynamo folds to True while it traces, and that is False otherwise."""
+    return cast(
+        "Callable[[], bool]",
+        getattr(torch.compiler, "is_dynamo_compiling", None) or torch.compiler.is_compiling,
+    )

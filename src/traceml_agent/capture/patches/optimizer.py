@@ -1,0 +1,54 @@
+"""Times optimizer steps by torch's own global step hooks, and `GradScaler.step` around them."""
+
+import sys
+from _thread import get_ident
+from typing import Any
+
+from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
+from traceml_agent.capture.session import SESSION
+
+
+def install(torch: Any) -> str:
+    """Registers the hooks for every optimizer, present and future."""
+    # Not an attribute of `torch.optim` in all versions, but always an imported module.
+    module = sys.modules["torch.optim.optimizer"]
+    is_compiling = compiling_test(torch)
+    tracker = SESSION.tracker
+
+    def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if is_compiling():
+            return
+        if get_ident() == tracker.owner or SESSION.adopt_thread():
+            tracker.begin_update(id(optimizer))
+
+    def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if not is_compiling() and get_ident() == tracker.owner:
+            tracker.end_update()
+
+    module.register_optimizer_step_pre_hook(before_step)
+    module.register_optimizer_step_post_hook(after_step)
+    scaler_class = getattr(torch.amp, "GradScaler", None)
+    if scaler_class is None:
+        return "active"
+    scaler_class.step = _scaler_step(scaler_class.step)
+    return "active"
+
+
+def _scaler_step(original: Any) -> Any:
+    """A skipped update is an iteration all the same: it costs time, and changes nothing."""
+    tracker = SESSION.tracker
+
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        mine = get_ident() == tracker.owner or SESSION.adopt_thread()
+        if not mine or not tracker.begin_scaler_update(id(optimizer)):
+            return original(self, optimizer, *args, **kwargs)
+        calls = tracker.optimizer_calls
+        try:
+            return original(self, optimizer, *args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            tracker.end_scaler_update(updated=tracker.optimizer_calls != calls)
+
+    return like(step, original)

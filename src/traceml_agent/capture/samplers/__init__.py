@@ -1,0 +1,1 @@
+"""Samplers: read counters of process, host and GPUs once an interval, in one thread."""

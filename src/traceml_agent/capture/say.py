@@ -1,0 +1,25 @@
+"""One line for the user, on stderr, starting with `traceml: `. Never on stdout, never an error."""
+
+import contextlib
+import sys
+
+
+def say(text: str) -> None:
+    """Writes the lines of `text`, each with the prefix; silent where stderr is closed or gone."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    lines = "".join(f"traceml: {line}".rstrip() + "\n" for line in text.splitlines())
+    # ValueError: the stream is closed. UnicodeError: it cannot take a character.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        try:
+            stream.write(lines)
+        except UnicodeError:
+            stream.write(lines.encode("ascii", "replace").decode("ascii"))
+        stream.flush()
+
+
+def takes_unicode() -> bool:
+    """Whether stderr is a terminal or file that declares UTF-8."""
+    encoding = getattr(sys.stderr, "encoding", None) or ""
+    return encoding.lower().replace("-", "") == "utf8"

@@ -1,0 +1,157 @@
+"""SESSION: the one process-wide object. DORMANT -> ARMED (torch imported) -> ACTIVE (training)."""
+
+import os
+import sys
+import threading
+import time
+from _thread import get_ident
+from collections import deque
+from typing import Any
+
+from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
+from traceml_agent.capture.opening import open_recorder
+from traceml_agent.capture.recorder import Recorder, device_batches
+from traceml_agent.capture.say import say
+from traceml_agent.capture.segment import Segment
+from traceml_agent.capture.steps import StepTracker
+from traceml_agent.config import Config, resolve
+from traceml_agent.guard import forget_faults, guard
+from traceml_agent.schema.phases import PHASES
+from traceml_agent.schema.records import Event, Outside, Patches, Record
+
+EVENTS_LIMIT = 10_000
+"""Events kept between two flushes."""
+
+
+class Session:
+    """What the agent knows in this process. After a fork the child starts again as ARMED."""
+
+    def __init__(self) -> None:
+        self.config = Config()
+        self.torch: Any = None
+        self.torch_imported_ns: int | None = None
+        self.script: str | None = None
+        self.discovery: Any = None  # of the forward patch
+        self.compiled = False
+        self._may_use_cuda = False
+        self.statuses: dict[str, str] = {}
+        self.on_active: Any = None  # set by exit.py and the sampler loop
+        self.tracker = StepTracker(0, self._activate, self._close_step)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pid = os.getpid()
+        self.parent_pid = os.getppid()
+        self.recorder: Recorder | None = None
+        self.refusal: str | None = None
+        self.calibration_ns = 0
+        self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
+        self._told: tuple[dict[str, str], list[int]] = ({}, [])
+
+    def arm(self, torch: Any) -> None:
+        """Torch is there: reads the settings; no file and no thread yet."""
+        self.torch = torch
+        resolved = resolve(os.environ)
+        self.config = resolved.config
+        for problem in resolved.problems:
+            say(problem)
+        self._may_use_cuda = can_be_used(torch)
+        self.script = getattr(sys.modules.get("__main__"), "__file__", None)  # gone at exit
+        self.tracker.owner = threading.main_thread().ident or get_ident()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _activate(self) -> None:
+        """The first proof of training: opens the spool."""
+        with guard("activate"):
+            begun = time.perf_counter_ns()
+            recorder = open_recorder(self)
+            if recorder is None:
+                return
+            recorder.pending = self.pending_records
+            self.recorder = recorder
+            if self.on_active is not None:
+                self.on_active(self, recorder)
+            recorder.activate_ns = time.perf_counter_ns() - begun
+
+    def _after_fork(self) -> None:
+        """In the child: drops what belongs to the parent, writes and closes nothing of it."""
+        with guard("after fork"):
+            if self.recorder is not None:
+                self.recorder.abandon()
+            self._begin()
+            forget_faults()
+            self.tracker.__init__(  # type: ignore[misc]
+                get_ident(), self._activate, self._close_step
+            )
+
+    def adopt_thread(self) -> bool:
+        """Called in another thread than the owner, at a proof of training: may it take over?
+
+        Yes before anything was recorded (the loop runs in a thread, as under Ray), and when the
+        owner has ended. Else the training of two threads would mix in one time line.
+        """
+        tracker = self.tracker
+        ident = get_ident()
+        if tracker.owner == ident:
+            return True
+        if tracker.on_proof is None and tracker.owner in sys._current_frames():
+            return False
+        tracker.owner = ident
+        return True
+
+    # What the patches tell
+
+    def set_status(self, name: str, status: str) -> None:
+        """Notes whether a patch or sampler is "active", or why not."""
+        self.statuses[name] = status
+
+    def note_event(
+        self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]
+    ) -> None:
+        """Keeps an event that just ended until the next flush."""
+        start = time.perf_counter_ns() - duration_ns
+        self.events.append(Event(name, start, duration_ns, self.tracker.step + 1, detail))
+
+    def _close_step(
+        self, step: int, start_ns: int, duration_ns: int, measured: Segment, micro_batches: int
+    ) -> None:
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.close_step(step, start_ns, duration_ns, measured, micro_batches)
+        discovery = self.discovery
+        if discovery is not None and (discovery.wide or not measured.forwards):
+            discovery.step_closed(step)
+        if self._may_use_cuda and is_in_use(self.torch):
+            self._may_use_cuda = False
+            self.tracker.device = DeviceTimer(self.torch)
+
+    # What the writer takes
+
+    def pending_records(self) -> list[Record]:
+        """What happened since the last call, steps aside."""
+        records: list[Record] = []
+        statuses, outside = dict(self.statuses), self.tracker.outside[:]
+        told_statuses, told_outside = self._told
+        if statuses != told_statuses:
+            records.append(Patches(time.perf_counter_ns(), statuses))
+        if outside != told_outside and any(outside):
+            phase_ns = dict(zip(PHASES, outside, strict=True))
+            records.append(Outside(time.perf_counter_ns(), phase_ns))
+        self._told = (statuses, outside)
+        while self.events:
+            records.append(self.events.popleft())
+        if self.recorder is not None:
+            records.extend(self.recorder.new_faults())
+        device = self.tracker.device
+        if device is not None and device.resolved:
+            records.extend(
+                device_batches([device.resolved.popleft() for _ in range(len(device.resolved))])
+            )
+        return records
+
+    def hot_path_ns(self) -> int | None:
+        """Estimated cost of the patches so far: phases opened, times the calibrated cost of one."""
+        return self.tracker.opened * self.calibration_ns if self.calibration_ns else None
+
+
+SESSION = Session()

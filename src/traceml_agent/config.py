@@ -1,0 +1,255 @@
+"""Every setting of the agent: one frozen dataclass, read once.
+
+Order: a `TRACEML_*` variable, then `traceml.toml` or `[tool.traceml]` of `pyproject.toml` in the
+working directory, then the default. A value that cannot be used is reported and the next source
+counts, so that a typing error never stops a training.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+PREFIX = "TRACEML_"
+SWITCHES = {
+    "TRACEML_ENABLE": "Turns recording on: 1, true, yes, on; `force` also under `python -I` and "
+    "`-E`. 0, false, no, off or nothing: off.",
+    "TRACEML_DISABLE": "Turns recording off whatever TRACEML_ENABLE says: 1, true, yes, on.",
+    "TRACEML_DISABLED": "The same as TRACEML_DISABLE.",
+    "TRACEML_OVERLAY_ROOT": "Set by `traceml-agent run` for its child where that Python does not "
+    "have the agent; not for people.",
+}
+"""Read by the boot module before any setting is; they cannot stand in a file."""
+
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off")
+RUN_ID_LIMIT = 128
+RUN_ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def setting(default: Any, parse: Callable[[Any], Any], accepts: str, sentence: str) -> Any:
+    """A field of Config: its default, its parser, and the words for documentation and errors."""
+    return field(
+        default=default, metadata={"parse": parse, "accepts": accepts, "sentence": sentence}
+    )
+
+
+def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError
+        number = kind(value)
+        if not low <= number <= high:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word not in TRUE_WORDS + FALSE_WORDS:
+        raise ValueError
+    return word in TRUE_WORDS
+
+
+def _directory(value: Any) -> Path:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError
+    return Path(value).expanduser().absolute()
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= RUN_ID_LIMIT or not value.isprintable():
+        raise ValueError
+    return value
+
+
+def _run_id(value: Any) -> str:
+    name = _name(value)
+    if not set(name) <= RUN_ID_CHARACTERS or name[0] in ".-":
+        raise ValueError
+    return name
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    words = value.split(",") if isinstance(value, str) else value
+    names = tuple(word.strip() for word in words if word.strip())
+    if not all(set(name) <= RUN_ID_CHARACTERS for name in names):
+        raise ValueError
+    return names
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The resolved settings. The variable of a field is TRACEML_ and its name in capitals."""
+
+    dir: Path | None = setting(  # noqa: RUF009  # `setting` is `field`
+        None,
+        _directory,
+        "a directory",
+        "Where runs are kept, one directory a run. Default: the state directory of the user "
+        "(on Linux ~/.local/state/traceml-agent/runs).",
+    )
+    run_id: str | None = setting(
+        None,
+        _run_id,
+        f"1 to {RUN_ID_LIMIT} letters, digits, '.', '_', '-', not starting with '.' or '-'",
+        "Identity of the run and name of its directory. Default: the Slurm job, the torchelastic "
+        "run, or a new one from time and process.",
+    )
+    run_name: str | None = setting(
+        None,
+        _name,
+        f"1 to {RUN_ID_LIMIT} printable characters",
+        "A name for people, shown in the summary.",
+    )
+    summary: bool = setting(
+        True,
+        _flag,
+        "1 or 0",
+        "Print the summary on stderr at the end. The files are written in any case.",
+    )
+    sample_interval_s: float = setting(
+        1.0,
+        _number(0.05, 3600, float),
+        "seconds from 0.05 to 3600",
+        "Time between two samples of process, host and GPUs.",
+    )
+    flush_interval_s: float = setting(
+        0.5,
+        _number(0.05, 60, float),
+        "seconds from 0.05 to 60",
+        "Time between two writes of closed steps to the spool. A killed process loses no closed "
+        "step in any case: they lie in a memory-mapped ring until then.",
+    )
+    spool_max_mb: float = setting(
+        256.0,
+        _number(0.1, 1_000_000, float),
+        "megabytes from 0.1 to 1000000",
+        "Size cap of one spool. Beyond it old steps are thinned to exact sums, and the summary "
+        "says so.",
+    )
+    skip: tuple[str, ...] = setting(
+        (),
+        _words,
+        "names with commas between them",
+        "Patches and samplers to leave out: dataloader, transfer, forward, backward, optimizer, "
+        "checkpoint, compile, process, host, gpu, ring, faulthandler, exit.",
+    )
+    test_raise: bool = setting(
+        False,
+        _flag,
+        "1 or 0",
+        "For the tests of the agent itself: let its internal errors through.",
+    )
+
+    @property
+    def runs_dir(self) -> Path:
+        """The directory that holds one directory a run."""
+        return self.dir or platformdirs.user_state_path("traceml-agent") / "runs"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A Config, where each value came from, and what was wrong with the sources."""
+
+    config: Config
+    origins: dict[str, str]  # field -> "default", "TRACEML_DIR", "/path/pyproject.toml"
+    problems: tuple[str, ...]
+
+
+def resolve(environ: Mapping[str, str], directory: Path | None = None) -> Resolved:
+    """Reads the environment and the settings file of `directory` (the working one by default)."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    file_values, file_name = _file_settings(directory, problems)
+    for item in dataclasses.fields(Config):
+        name, variable = item.name, PREFIX + item.name.upper()
+        sources = [(variable, environ.get(variable)), (file_name, file_values.get(name))]
+        origins[name] = "default"
+        for origin, raw in sources:
+            if raw is None or raw == "":
+                continue
+            try:
+                values[name] = item.metadata["parse"](raw)
+            except (ValueError, TypeError, OverflowError):
+                shown = repr(raw) if len(repr(raw)) <= 60 else repr(raw)[:57] + "..."
+                where = variable if origin == variable else f"{name} in {origin}"
+                problems.append(f"{where}={shown} is not {item.metadata['accepts']}; not used")
+                continue
+            origins[name] = origin
+            break
+    problems.extend(_unknown_variables(environ))
+    return Resolved(Config(**values), origins, tuple(problems))
+
+
+def to_env(config: Config) -> dict[str, str]:
+    """The variables that give a child process this Config; defaults are left out."""
+    variables = {}
+    for item in dataclasses.fields(Config):
+        value = getattr(config, item.name)
+        if value == item.default:
+            continue
+        if isinstance(value, bool):
+            text = "1" if value else "0"
+        else:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+        variables[PREFIX + item.name.upper()] = text
+    return variables
+
+
+def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    known = {PREFIX + item.name.upper() for item in dataclasses.fields(Config)} | set(SWITCHES)
+    strangers = sorted(n for n in environ if n.startswith(PREFIX) and n not in known)
+    if not strangers:
+        return []
+    return [f"{', '.join(strangers)}: no such setting; `traceml-agent config` lists them"]
+
+
+def _file_settings(directory: Path | None, problems: list[str]) -> tuple[dict[str, Any], str]:
+    try:
+        where = directory or Path.cwd()
+    except OSError:  # the working directory was removed
+        return {}, ""
+    for path, keys in (
+        (where / "traceml.toml", ()),
+        (where / "pyproject.toml", ("tool", "traceml")),
+    ):
+        try:
+            data = path.read_bytes()
+        except OSError:
+            continue
+        if keys and b"traceml" not in data:
+            continue
+        table = _toml_table(path, data, keys, problems)
+        if table is not None:
+            known = {item.name for item in dataclasses.fields(Config)}
+            for stranger in sorted(set(table) - known):
+                problems.append(f"{path}: no such setting: {stranger}")
+            return table, str(path)
+    return {}, ""
+
+
+def _toml_table(
+    path: Path, data: bytes, keys: tuple[str, ...], problems: list[str]
+) -> dict[str, Any] | None:
+    try:
+        import tomllib  # type: ignore[import-not-found,unused-ignore]  # Python 3.11
+    except ImportError:  # Python 3.10
+        problems.append(f"{path}: read on Python 3.11 and later only; use {PREFIX}* variables")
+        return None
+    try:
+        table: Any = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: not TOML ({error}); not used")
+        return None
+    for key in keys:
+        table = table.get(key) if isinstance(table, dict) else None
+    return table if isinstance(table, dict) else None

@@ -1,0 +1,67 @@
+"""The fail-open boundary: errors of the agent stop here and never reach the user's program.
+
+This is the only place with `except Exception`. `guard` wraps what the agent starts (installing a
+hook, a tick of the sampler, a flush, the fold at exit), never the user's own call.
+"""
+
+import contextlib
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+
+from traceml_agent.schema.records import Fault
+
+FAULT_LIMIT = 3
+"""Chosen: the first fault may be bad luck, the third at one place is a defect of that place."""
+
+_faults: dict[str, Fault] = {}
+
+
+def is_off(where: str) -> bool:
+    """Whether a place failed so often that it is no longer entered."""
+    fault = _faults.get(where)
+    return fault is not None and fault.count >= FAULT_LIMIT
+
+
+@contextlib.contextmanager
+def guard(where: str) -> Iterator[None]:
+    """Runs the body; an error in it is counted and kept as a fault of `where`, and not raised."""
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("TRACEML_TEST_RAISE") == "1":
+            raise
+        record_fault(where, error)
+
+
+def record_fault(where: str, error: BaseException) -> None:
+    """Counts an error; the first one at a place keeps its traceback."""
+    before = _faults.get(where)
+    if before is None:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-4000:]
+        fault = Fault(time.perf_counter_ns(), where, _describe(error), 1, text)
+    else:
+        fault = Fault(before.monotonic_ns, where, before.error, before.count + 1, before.traceback)
+    _faults[where] = fault
+
+
+def guarded(where: str, action: Callable[[], None]) -> None:
+    """Calls `action` under a guard unless that place is switched off."""
+    if not is_off(where):
+        with guard(where):
+            action()
+
+
+def faults() -> list[Fault]:
+    """One fault a place, in order of their first occurrence."""
+    return list(_faults.values())
+
+
+def forget_faults() -> None:
+    """Starts anew, in a child process after fork."""
+    _faults.clear()
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

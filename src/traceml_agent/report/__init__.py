@@ -1,0 +1,1 @@
+"""From files to a summary. Never imports torch, and needs no running process."""

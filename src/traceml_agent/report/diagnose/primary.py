@@ -1,0 +1,101 @@
+"""The one verdict: why was this training slow?"""
+
+from typing import Any
+
+_NO_STEP_TIME = ("NO_DATA", "WARMUP", "INCOMPLETE_DATA")
+_LOW_UTIL = ("LOW_GPU_UTILIZATION", "MODERATE_GPU_UTILIZATION")
+_SHARE_KINDS = ("INPUT_BOUND", "H2D_BOUND", "RESIDUAL_HEAVY", "COMPUTE_BOUND")
+_SHOWN = (
+    "input_wait_ms",
+    "step_time_ms",
+    "traced_step_time_ms",
+    "dataloader_fetch_cpu_ms",
+    "h2d_ms",
+    "compute_ms",
+    "residual_ms",
+)
+_CREEP = ("CREEP_CONFIRMED", "CREEP_EARLY")
+
+
+def primary_diagnosis(
+    step_time: dict[str, Any], system: dict[str, Any], step_memory: dict[str, Any]
+) -> dict[str, Any]:
+    """The finding to act on first.
+
+    A cause in the step comes first. Where the step is healthy, memory that grows without end is
+    promoted (ours: it ends a long run whatever its speed), then GPUs idle for no visible reason.
+    """
+    issue = step_time["diagnosis"]
+    if issue["kind"] in _NO_STEP_TIME:
+        return _verdict(
+            "INSUFFICIENT_STEP_TIME_DATA",
+            "info",
+            "step_time",
+            issue["summary"],
+            issue["action"],
+            {"type": "insufficient_data", "step_time_status": issue["status"], **issue["evidence"]},
+        )
+    if issue["severity"] != "info":
+        return _promoted(issue, "step_time", _phase_share(issue, step_time, system))
+    memory = step_memory["diagnosis"]
+    if memory["kind"] in _CREEP:
+        evidence = {"type": "memory_trend", **memory["evidence"]}
+        return _promoted(memory, "step_memory", evidence)
+    if issue["kind"] == "COMPUTE_BOUND":
+        return _promoted(issue, "step_time", _phase_share(issue, step_time, system))
+    low = next((i for i in system["issues"] if i["kind"] in _LOW_UTIL), None)
+    if low is not None:
+        return _verdict(
+            "LOW_GPU_UTILIZATION_UNEXPLAINED",
+            "warn",
+            "system",
+            low["summary"],
+            "No phase explains it: look for a small batch, small kernels, or work outside steps.",
+            {"type": "utilization_fallback", **low["evidence"]},
+        )
+    return _verdict(
+        "NO_CLEAR_PERFORMANCE_BOTTLENECK",
+        "info",
+        "step_time",
+        issue["summary"],
+        issue["action"],
+        {"type": "no_clear_bottleneck", **issue["evidence"]},
+    )
+
+
+def _promoted(issue: dict[str, Any], section: str, evidence: dict[str, Any]) -> dict[str, Any]:
+    return _verdict(
+        issue["kind"], issue["severity"], section, issue["summary"], issue["action"], evidence
+    )
+
+
+def _verdict(
+    kind: str, severity: str, section: str, summary: str, action: str, evidence: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "status": kind.replace("_", "-", 1),
+        "severity": severity,
+        "section": section,
+        "scope": "performance",
+        "summary": summary,
+        "action": action,
+        "evidence": evidence,
+    }
+
+
+def _phase_share(
+    issue: dict[str, Any], step_time: dict[str, Any], system: dict[str, Any]
+) -> dict[str, Any]:
+    average = step_time["global"]["average"]
+    return {
+        "type": "phase_share",
+        "basis": "average",
+        "steps_analyzed": step_time["global"]["window"]["steps_analyzed"],
+        "diagnosis_clock": step_time["global"]["window"]["diagnosis_clock"],
+        **{name: average[name] for name in _SHOWN},
+        "gpu_util_avg_percent": system["global"]["average"]["gpu_util_percent"],
+        "score": issue["score"],
+        "score_basis": "median_per_rank_step_time_share",
+        "score_denominator": "step time without eval, checkpoint and compile, per rank",
+    }

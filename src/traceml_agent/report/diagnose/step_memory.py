@@ -1,0 +1,154 @@
+"""Does memory grow from step to step, and is it near its end?"""
+
+from dataclasses import dataclass
+
+from traceml_agent.report.diagnose.issue import Issue, by_severity
+from traceml_agent.report.stats import mean, median, theil_sen
+
+LEAST_STEPS = 50
+PRESSURE_WARN = 0.92
+PRESSURE_CRIT = 0.97
+SKEW_WARN = 0.20
+SKEW_CRIT = 0.30
+"""Steps needed, peak of total, difference between ranks. Source: TraceML's step-memory policy."""
+CREEP_LEAST_SAMPLES = 6
+CREEP_LEAST_RATIO = 0.05
+CREEP_LEAST_BYTES = 32 * 1024**2
+"""Growth from the second to the last third of the run, by both measures. Chosen: page cache and
+allocator noise of the examples stay below 10 MB, a leak of 1 MB a step passes it in 100 steps."""
+CREEP_CONFIRMED_BYTES = 256 * 1024**2
+CREEP_CONFIRMED_RATIO = 0.25
+"""Chosen: a quarter more, or 256 MB, is beyond any cache that still fills late in a run."""
+STEADY_SHARE = 0.5
+"""Growth in the last third must be at least half of that in the second: a cache that fills slows
+down, a leak does not."""
+
+Points = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFigures:
+    """Samples (step, bytes) and peaks of one rank."""
+
+    rank: int
+    rss: Points
+    reserved: Points
+    peak_allocated: int | None
+    peak_reserved: int | None
+    total: int | None
+
+
+def diagnose(ranks: list[MemoryFigures]) -> list[Issue]:
+    """The issues of section step_memory, the worst first; never empty."""
+    if not any(rank.rss or rank.reserved for rank in ranks):
+        return [
+            Issue(
+                "NO_DATA",
+                "info",
+                "Memory was not sampled.",
+                "Runs shorter than one sample interval have no samples.",
+            )
+        ]
+    found = []
+    for rank in ranks:
+        found += _pressure(rank)
+        creep = _creep(rank, rank.reserved, "peak_reserved_bytes", "device memory") or _creep(
+            rank, rank.rss, "peak_rss_bytes", "resident memory"
+        )
+        if creep is not None:
+            found.append(creep)
+    found += _imbalance(ranks)
+    if found:
+        return by_severity(found)
+    if not any(rank.reserved for rank in ranks):
+        return [
+            Issue(
+                "NO_GPU",
+                "info",
+                "No CUDA memory was used; resident memory does not grow.",
+                "Nothing to do.",
+                metric="peak_rss_bytes",
+            )
+        ]
+    return [Issue("BALANCED", "info", "Memory does not grow.", "Nothing to do.")]
+
+
+def _pressure(rank: MemoryFigures) -> list[Issue]:
+    if rank.peak_reserved is None or not rank.total:
+        return []
+    share = rank.peak_reserved / rank.total
+    if share < PRESSURE_WARN:
+        return []
+    return [
+        Issue(
+            "HIGH_PRESSURE",
+            "crit" if share >= PRESSURE_CRIT else "warn",
+            f"Peak reserved memory is {share:.0%} of the device.",
+            "Reduce the batch or checkpoint activations: the next larger batch may not fit.",
+            metric="peak_reserved_bytes",
+            score=share,
+            ranks=(rank.rank,),
+            evidence={"share": share, "threshold": PRESSURE_WARN},
+        )
+    ]
+
+
+def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue | None:
+    """Growth in the second and in the last third of the run, and a positive median slope."""
+    if len(points) < CREEP_LEAST_SAMPLES or points[-1][0] - points[0][0] < LEAST_STEPS:
+        return None
+    size = len(points) // 3
+    thirds = [
+        median([y for _, y in points[i : i + size]]) or 0.0 for i in (0, size, len(points) - size)
+    ]
+    middle, late = thirds[1] - thirds[0], thirds[2] - thirds[1]
+    slope = theil_sen([(float(x), float(y)) for x, y in points[size:]]) or 0.0
+    base = max(thirds[1], 1.0)
+    if slope <= 0 or late < CREEP_LEAST_BYTES or late < CREEP_LEAST_RATIO * base:
+        return None
+    if late < STEADY_SHARE * middle:
+        return None
+    confirmed = late >= CREEP_CONFIRMED_BYTES or late >= CREEP_CONFIRMED_RATIO * base
+    grown = points[-1][1] - points[0][1]
+    return Issue(
+        "CREEP_CONFIRMED" if confirmed else "CREEP_EARLY",
+        "crit" if confirmed else "warn",
+        f"{what.capitalize()} grows by {slope / 1024**2:.2f} MiB a step "
+        f"({grown / 1024**2:.0f} MiB over steps {points[0][0]}-{points[-1][0]}).",
+        "Something keeps tensors of past steps alive: store loss.item() or loss.detach(), not "
+        "loss, and empty lists that grow.",
+        metric=metric,
+        score=late / base,
+        ranks=(rank.rank,),
+        evidence={
+            "slope_bytes_per_step": slope,
+            "growth_last_third_bytes": late,
+            "growth_second_third_bytes": middle,
+            "threshold_bytes": CREEP_LEAST_BYTES,
+            "samples_used": len(points),
+            "average_bytes": mean([float(y) for _, y in points]),
+        },
+    )
+
+
+def _imbalance(ranks: list[MemoryFigures]) -> list[Issue]:
+    known = [(rank.peak_reserved, rank.rank) for rank in ranks if rank.peak_reserved]
+    if len(known) < 2:
+        return []
+    (low, _), (high, worst) = min(known), max(known)
+    skew = (high - low) / high
+    if skew < SKEW_WARN:
+        return []
+    return [
+        Issue(
+            "IMBALANCE",
+            "crit" if skew >= SKEW_CRIT else "warn",
+            f"Peak reserved memory differs by {skew:.0%} between ranks (most on rank {worst}).",
+            "Balance batch shapes or model parts over the ranks.",
+            metric="peak_reserved_bytes",
+            score=skew,
+            skew_pct=skew,
+            ranks=(worst,),
+            evidence={"skew": skew, "threshold": SKEW_WARN},
+        )
+    ]

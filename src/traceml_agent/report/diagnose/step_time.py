@@ -1,0 +1,165 @@
+"""What binds the step: input, copies, compute, or what no phase claims."""
+
+from dataclasses import dataclass
+
+from traceml_agent.report.diagnose.issue import LEAST_STEPS, Issue, band, by_severity
+from traceml_agent.report.stats import median
+
+SHARE_WARN = 0.10
+SHARE_CRIT = 0.20
+COMPUTE_SHARE = 0.90
+"""Shares of the typical step. Source: summary contract, from TraceML's step-time policy."""
+NOT_TRAINING = ("eval", "checkpoint", "compile")
+"""Phases that a step may hold but that are no part of the typical step: a validation of ten
+seconds in one step of a thousand must not hide that the others wait for input."""
+
+_ADVICE = {
+    "input_wait": (
+        "INPUT_BOUND",
+        "input",
+        "Waiting for the next batch takes",
+        "Load in parallel and ahead: raise num_workers, then prefetch_factor and "
+        "persistent_workers=True; make the work per item cheaper.",
+    ),
+    "h2d": (
+        "H2D_BOUND",
+        "h2d",
+        "Copying batches to the device takes",
+        "Use pin_memory=True in the DataLoader and .to(device, non_blocking=True); move fewer or "
+        "smaller tensors per step.",
+    ),
+    "residual": (
+        "RESIDUAL_HEAVY",
+        "residual",
+        "Time that no phase claims takes",
+        "Look at what the loop does between its calls of the model: logging, metrics, .item(), "
+        "printing, writing files. Do it every N steps, or after the loop.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepFigures:
+    """Mean times of one rank over the window, in milliseconds."""
+
+    rank: int
+    step_ms: float
+    parts_ms: dict[str, float | int | None]
+    missing: tuple[str, ...]
+
+    @property
+    def typical_ms(self) -> float:
+        """The step without evaluation, checkpoints and compilation."""
+        return self.step_ms - sum(self.parts_ms.get(name) or 0.0 for name in NOT_TRAINING)
+
+
+def diagnose(ranks: list[StepFigures], steps: int, clock: str, loader_seen: bool) -> list[Issue]:
+    """The issues of section step_time, the worst first; never empty."""
+    early = _too_early(ranks, steps)
+    if early is not None:
+        return [early]
+    found = [issue for part in _ADVICE if (issue := _bound(part, ranks, steps, clock)) is not None]
+    return by_severity(found) if found else [_compute_or_balanced(ranks, steps, loader_seen)]
+
+
+def _too_early(ranks: list[StepFigures], steps: int) -> Issue | None:
+    if not ranks or steps == 0:
+        return Issue(
+            "NO_DATA",
+            "info",
+            "No training step was closed.",
+            "Let the training run for at least two optimizer updates.",
+        )
+    if steps < LEAST_STEPS:
+        return Issue(
+            "WARMUP",
+            "info",
+            f"Only {steps} step was closed: too few to say anything.",
+            "Let the training run longer.",
+            evidence={"steps_used": steps},
+        )
+    missing = sorted(
+        {n for r in ranks for n in r.missing if n in ("forward", "backward", "optimizer")}
+    )
+    if missing:
+        return Issue(
+            "INCOMPLETE_DATA",
+            "info",
+            f"Not measured: {', '.join(missing)}.",
+            "See `traceml_agent.patches` for the reason; `traceml-agent doctor` helps.",
+            evidence={"missing_signals": missing, "steps_used": steps},
+        )
+    return None
+
+
+def share(rank: StepFigures, part: str) -> float | None:
+    """A part of the typical step of a rank, 0 to 1; None if it was not measured."""
+    value = rank.parts_ms.get(part)
+    return None if value is None or rank.typical_ms <= 0 else value / rank.typical_ms
+
+
+def _bound(part: str, ranks: list[StepFigures], steps: int, clock: str) -> Issue | None:
+    shares = [s for rank in ranks if (s := share(rank, part)) is not None]
+    typical = median(shares)
+    severity = None if typical is None else band(typical, SHARE_WARN, SHARE_CRIT, steps)
+    if severity is None or typical is None:
+        return None
+    kind, phase, words, action = _ADVICE[part]
+    values = [v for rank in ranks if (v := rank.parts_ms.get(part)) is not None]
+    middle_ms = median(values) or 0.0
+    return Issue(
+        kind=kind,
+        severity=severity,
+        summary=f"{words} {typical:.0%} of the step ({_ms(middle_ms)} of "
+        f"{_ms(median([rank.typical_ms for rank in ranks]) or 0.0)}).",
+        action=action,
+        metric=part,
+        phase=phase,
+        score=typical,
+        share_pct=typical,
+        ranks=tuple(rank.rank for rank in ranks),
+        evidence={
+            f"{part}_ms": middle_ms,
+            "step_time_ms": median([rank.step_ms for rank in ranks]),
+            "typical_step_ms": median([rank.typical_ms for rank in ranks]),
+            "share": typical,
+            "threshold_warn": SHARE_WARN,
+            "threshold_crit": SHARE_CRIT,
+            "steps_used": steps,
+            "diagnosis_clock": clock,
+        },
+    )
+
+
+def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool) -> Issue:
+    compute = median([s for rank in ranks if (s := share(rank, "compute")) is not None]) or 0.0
+    evidence = {"compute_share": compute, "threshold": COMPUTE_SHARE, "steps_used": steps}
+    typical = tuple(rank.rank for rank in ranks)
+    if compute >= COMPUTE_SHARE:
+        return Issue(
+            "COMPUTE_BOUND",
+            "info",
+            f"Forward, backward and optimizer take {compute:.0%} of the step.",
+            "Nothing around the model holds it back. To go faster, make the model's own work "
+            "cheaper: mixed precision, torch.compile, a larger batch, fused optimizers.",
+            metric="compute",
+            phase="compute",
+            share_pct=compute,
+            ranks=typical,
+            evidence=evidence,
+        )
+    waited = "" if loader_seen else " No DataLoader was used."
+    return Issue(
+        "BALANCED",
+        "info",
+        f"No part around the model takes 10 % of the step; compute takes {compute:.0%}.{waited}",
+        "Nothing stands out. Compare runs, or look at the largest phase of the table.",
+        metric="step_time",
+        share_pct=compute,
+        ranks=typical,
+        evidence=evidence,
+    )
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f} ms" if value < 10 else f"{value:.1f} ms"

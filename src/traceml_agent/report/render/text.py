@@ -1,0 +1,229 @@
+"""The summary as text: the verdict first, then the figures it rests on.
+
+At most 40 lines of 90 columns, so that a prefix fits beside them in a terminal of 100.
+"""
+
+import textwrap
+from typing import Any
+
+from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
+from traceml_agent.schema.phases import PHASES
+
+WIDTH = 90
+MOST_LINES = 40
+SEVERITY_WORDS = {"crit": "critical", "warn": "warning", "info": "info"}
+_LABELS = {"input_wait": "input wait", "h2d": "copy to device", "eval": "eval (no grad)"}
+_GPU_LINES = 4
+_FINDING_LINES = 3
+_PROBLEM_LINES = 2
+
+
+def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """The text of a summary payload; `ascii_only` for a stream that takes nothing else."""
+    lines = [
+        *_verdict(payload),
+        "",
+        *_step_table(payload),
+        *_throughput(payload),
+        *_resources(payload),
+        *_other_findings(payload),
+        *_wall_time(payload),
+        *_not_measured(payload),
+        *_overhead(payload),
+        *_run(payload),
+    ]
+    text = "\n".join(line[:WIDTH].rstrip() for line in lines[:MOST_LINES])
+    if ascii_only:
+        text = text.replace("·", "|").replace("…", "...").encode("ascii", "replace").decode()
+    return text
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        f"{label}{text}", WIDTH, subsequent_indent=" " * len(label), break_on_hyphens=False
+    )
+
+
+def _verdict(payload: dict[str, Any]) -> list[str]:
+    primary = payload["primary_diagnosis"]
+    status = payload["run_context"]["run"]["status"]
+    lines = [f"{primary['status']} ({SEVERITY_WORDS[primary['severity']]})"]
+    lines += _wrapped("Why:  ", primary["summary"])
+    lines += _wrapped("Next: ", primary["action"])
+    if status != "finished":
+        lines += _wrapped("Run:  ", _how_it_ended(payload, status))
+    return lines
+
+
+def _how_it_ended(payload: dict[str, Any], status: str) -> str:
+    for rank, how in payload["run_context"]["exit"].items():
+        if how["status"] == status:
+            text = f"rank {rank} {status}" if len(payload["run_context"]["exit"]) > 1 else status
+            if how["exit_code"] is not None:
+                text += f" with exit code {how['exit_code']}"
+            if how["exception"]:
+                text += f": {how['exception'].splitlines()[0]}"
+            return f"{text} (last step {how['last_step']})"
+    return status
+
+
+def _step_table(payload: dict[str, Any]) -> list[str]:
+    section = payload["step_time"]
+    window = section["global"]["window"]
+    if not window["steps_analyzed"]:
+        return ["No step was closed."]
+    average = section["global"]["average"]
+    clock = "device clock" if window.get("diagnosis_clock") == "gpu" else "host clock"
+    title = f"Steps {window['start_step']}-{window['end_step']} · {clock}"
+    if section["warmup_steps"]:
+        title += f" · {section['warmup_steps']} warm-up cut"
+    lines = [f"{title:<42}{'average':>12}{'p50':>12}{'p95':>12}{'share':>8}"]
+    step_ms = average["step_time_ms"]
+    for name in ("step_time", *PHASES, "residual"):
+        value = average[f"{name}_ms"]
+        if value is None or (value == 0 and name in ("h2d", "eval", "checkpoint", "compile")):
+            continue
+        spread = section["distribution"].get(name, {})
+        share = percent(100 * value / step_ms) if step_ms else "-"
+        label = _LABELS.get(name, name.replace("step_time", "step"))
+        indent = "" if name == "step_time" else "  "
+        lines.append(
+            f"{indent + label:<42}{milliseconds(value):>12}"
+            f"{milliseconds(spread.get('p50')):>12}{milliseconds(spread.get('p95')):>12}{share:>8}"
+        )
+    return lines
+
+
+def _throughput(payload: dict[str, Any]) -> list[str]:
+    found = payload["step_time"]["throughput"]
+    if found["steps_per_s"] is None:
+        return []
+    text = f"Throughput    {rate(found['steps_per_s'])} steps/s"
+    if found["samples_per_s"] is not None:
+        text += f", {rate(found['samples_per_s'])} samples/s"
+    batches = found["micro_batches_per_step"]
+    if batches and batches > 1.01:
+        text += f", {rate(batches)} micro-batches a step"
+    return [text]
+
+
+def _resources(payload: dict[str, Any]) -> list[str]:
+    process, system = payload["process"], payload["system"]
+    lines = []
+    peak: dict[str, Any] = next(iter(process["peak"].values()), {})
+    average = process["global"]["average"]
+    if average["ram_bytes"] is not None:
+        text = f"Memory        RSS {size(average['ram_bytes'])} average"
+        text += f", {size(peak['ram_bytes'])} peak"
+        if peak.get("gpu_mem_allocated_bytes") is not None:
+            text += (
+                f"; CUDA {size(peak['gpu_mem_allocated_bytes'])} allocated, "
+                f"{size(peak['gpu_mem_reserved_bytes'])} reserved at peak"
+            )
+        lines.append(text)
+    host = next(iter(system["host"].values()), None)
+    if host is not None:
+        cpu = system["global"]["average"]["cpu_percent"]
+        own = average["cpu_percent"]
+        parts = []
+        if own is not None:
+            parts.append(f"process {percent(own)} of a core")
+        if cpu is not None:
+            parts.append(f"all {host['cpu_count']} cores {percent(cpu)} busy")
+        if host["usable_cpus"] is not None and host["usable_cpus"] < (host["cpu_count"] or 0):
+            parts.append(f"{host['usable_cpus']:g} usable")
+        if host["memory_peak_percent"] is not None:
+            total = size(host["memory_total_bytes"])
+            parts.append(f"memory {percent(host['memory_peak_percent'])} of {total}")
+        if host["throttled_s"]:
+            parts.append(f"throttled {seconds(host['throttled_s'])}")
+        if parts:
+            lines.append(f"Host          {', '.join(parts)}")
+    for gpu in system["gpus"][:_GPU_LINES]:
+        lines.append(
+            f"GPU {gpu['index']:<9} {percent(gpu['util_percent'])} busy, memory "
+            f"{percent(gpu['memory_percent'])} of {size(gpu['memory_total_bytes'])}, "
+            f"{_plain(gpu['power_w'], 'W')}, {_plain(gpu['temperature_c'], 'C')}"
+        )
+    if len(system["gpus"]) > _GPU_LINES:
+        lines.append(f"              and {len(system['gpus']) - _GPU_LINES} more GPUs")
+    return lines
+
+
+def _plain(value: float | None, unit: str) -> str:
+    return f"- {unit}" if value is None else f"{value:.0f} {unit}"
+
+
+def _other_findings(payload: dict[str, Any]) -> list[str]:
+    """Warnings beside the verdict."""
+    primary = payload["primary_diagnosis"]["kind"]
+    others = [f for f in payload["findings"] if f["kind"] != primary]
+    lines = []
+    for finding in others[:_FINDING_LINES]:
+        lines += _wrapped("Also          ", f"{finding['status']}: {finding['summary']}")[:2]
+    return lines
+
+
+def _wall_time(payload: dict[str, Any]) -> list[str]:
+    entry = payload["ledger"]["ranks"][0]
+    parts = sorted(entry["parts"].items(), key=lambda item: -item[1]["seconds"])
+    shown = [
+        f"{name} {seconds(part['seconds'])} ({percent(part['percent'])})"
+        for name, part in parts
+        if part["percent"] is not None and part["percent"] >= 0.05
+    ]
+    return _wrapped("Wall time     ", f"{seconds(entry['wall_s'])} = {' + '.join(shown)}")
+
+
+def _not_measured(payload: dict[str, Any]) -> list[str]:
+    section, about = payload["step_time"], payload["traceml_agent"]
+    reasons = []
+    patches = about["patches"]
+    for name, status in patches.items():
+        if status not in ("active", "left to the program"):
+            reasons.append(f"{name}: {status}")
+    if section["global"]["window"].get("diagnosis_clock") != "gpu":
+        cuda = payload["provenance"]["cuda"]
+        reasons.append(
+            "device time: " + ("events not resolved for every step" if cuda else "no CUDA in torch")
+        )
+    if section["throughput"]["samples_per_s"] is None and section["throughput"]["steps_per_s"]:
+        reasons.append("samples: batch size not seen")
+    lines = _wrapped("Not measured  ", "; ".join(reasons))[:4] if reasons else []
+    dropped = about["dropped"]
+    if dropped.get("thinned_steps"):
+        lines.append(
+            f"Thinned       {dropped['thinned_steps']:,} old steps are kept as exact sums only"
+        )
+    lost = {name: count for name, count in dropped.items() if name != "thinned_steps"}
+    if lost:
+        lines.append(f"Lost          {', '.join(f'{n} {k}' for k, n in lost.items())} not written")
+    if about["missing_ranks"]:
+        lines.append(f"Missing       ranks {', '.join(map(str, about['missing_ranks'][:20]))}")
+    for problem in about["problems"][:_PROBLEM_LINES]:
+        lines += _wrapped("Note          ", problem)[:2]
+    if about["faults"]:
+        fault = about["faults"][0]
+        lines += _wrapped(
+            "Fault         ",
+            f"in the agent, {len(about['faults'])} place(s): {fault['where']}: {fault['error']}",
+        )[:2]
+    return lines
+
+
+def _overhead(payload: dict[str, Any]) -> list[str]:
+    cost = payload["traceml_agent"]["self_overhead"]
+    if cost["per_step_us"] is None:
+        return []
+    return [
+        f"Agent         {cost['per_step_us']:.1f} us a step, "
+        f"{percent(cost['share_percent'])} of the time in steps"
+    ]
+
+
+def _run(payload: dict[str, Any]) -> list[str]:
+    about = payload["traceml_agent"]
+    path = about["run_dir"]
+    room = WIDTH - len("Run           ")
+    shown = path if len(path) <= room else "…" + path[-(room - 1) :]
+    return [f"Run           {shown}"]

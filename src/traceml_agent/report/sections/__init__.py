@@ -1,0 +1,1 @@
+"""The sections of a summary, each from a RunView."""

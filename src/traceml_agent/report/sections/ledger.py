@@ -1,0 +1,85 @@
+"""The ledger: where the whole wall time of a process went, in parts that sum to it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from traceml_agent.report.series import totals
+from traceml_agent.report.view import RankView
+from traceml_agent.schema.phases import PHASES
+
+PARTS = ("startup", "training", "compile", "eval", "checkpoint", "idle", "shutdown")
+_SEPARATE = ("compile", "eval", "checkpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """When a process lived and trained, by its monotonic clock, in nanoseconds."""
+
+    born: int
+    first_step: int
+    last_step_end: int
+    gone: int
+
+
+def build(rank: RankView) -> dict[str, Any]:
+    """Seconds and percent of each part.
+
+    startup: before the first step, net of what has a part of its own. training: the time of all
+    steps, net of evaluation, checkpoints and compilation in them. idle: between steps, and in no
+    phase. shutdown: after the last step.
+    """
+    done = totals(rank.spool)
+    span = _span(rank)
+    wall_ns = span.gone - span.born
+    outside = {name: rank.spool.outside_ns.get(name, 0) for name in PHASES}
+    inside = dict.fromkeys(PHASES, 0) if done is None else done.phase_ns
+    steps_ns = 0 if done is None else done.duration_ns
+    parts = {name: inside.get(name, 0) + outside[name] for name in _SEPARATE}
+    training = steps_ns - sum(inside.get(name, 0) for name in _SEPARATE)
+    # What is outside steps happened before the first, between two, or after the last one.
+    left = sum(outside[name] for name in _SEPARATE)
+    gaps = {
+        "startup": span.first_step - span.born,
+        "shutdown": span.gone - span.last_step_end,
+        "idle": max(0, span.last_step_end - span.first_step - steps_ns),
+    }
+    taken = {}
+    for name, gap in gaps.items():
+        taken[name] = min(left, max(0, gap)) if name == "idle" else 0
+        left -= taken[name]
+    for name in ("shutdown", "startup"):
+        taken[name] = min(left, max(0, gaps[name]))
+        left -= taken[name]
+    nanoseconds = {
+        "startup": max(0, gaps["startup"] - taken["startup"]),
+        "training": max(0, training),
+        **parts,
+        "idle": max(0, gaps["idle"] - taken["idle"]),
+        "shutdown": max(0, gaps["shutdown"] - taken["shutdown"]),
+    }
+    return {
+        "rank": rank.rank,
+        "wall_s": wall_ns / 1e9,
+        "parts": {
+            name: {
+                "seconds": nanoseconds[name] / 1e9,
+                "percent": 100 * nanoseconds[name] / wall_ns if wall_ns > 0 else None,
+            }
+            for name in PARTS
+        },
+        "unaccounted_s": (wall_ns - sum(nanoseconds.values())) / 1e9,
+        "steps": 0 if done is None else done.count,
+        "micro_batches": 0 if done is None else done.micro_batches,
+        "samples": None if done is None else done.samples,
+        "updates": 0 if done is None else done.updates,
+    }
+
+
+def _span(rank: RankView) -> Span:
+    spool = rank.spool
+    starts = [batch.start_ns for batch in spool.batches] + [s.start_ns for s in spool.sums]
+    ends = [b.start_ns + sum(b.duration_ns) for b in spool.batches]
+    ends += [s.start_ns + s.duration_ns for s in spool.sums]
+    born = spool.header.process_start_ns
+    gone = max(spool.last_monotonic_ns, max(ends, default=0), spool.header.monotonic_ns)
+    return Span(born, min(starts, default=gone), max(ends, default=gone), gone)

@@ -1,0 +1,224 @@
+"""Section step_time: where the time of a step goes, on one clock for all ranks."""
+
+from typing import Any
+
+from traceml_agent.report.diagnose.step_time import StepFigures, diagnose
+from traceml_agent.report.sections.shape import (
+    Row,
+    Window,
+    identity_of,
+    metadata,
+    section,
+    step_window,
+    wall_s,
+)
+from traceml_agent.report.series import RankSeries, totals
+from traceml_agent.report.stats import quantile, sorted_column
+from traceml_agent.report.view import RankView, RunView
+from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
+from traceml_agent.schema.summary import STEP_TIME_METRICS
+
+MS = 1e6
+QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+
+
+def analysis_window(view: RunView) -> Window:
+    """The steps common to all ranks, after the warm-up of each."""
+    ranks = [rank for rank in view.ranks if rank.series.steps]
+    if not ranks:
+        return Window(None, None, 0, None, None)
+    first = max(rank.series.steps[rank.series.first_steady] for rank in ranks)
+    last = min(rank.series.steps[-1] for rank in ranks)
+    lead = ranks[0]
+    starts = [s for n, s in zip(lead.series.steps, lead.series.start_ns, strict=True) if n >= first]
+    ends = [
+        start + duration
+        for step, start, duration in zip(
+            lead.series.steps, lead.series.start_ns, lead.series.duration_ns, strict=True
+        )
+        if step <= last
+    ]
+    return Window(
+        start_step=first,
+        end_step=last,
+        steps_analyzed=max(0, last - first + 1),
+        start_ts_s=wall_s(lead, starts[0]) if starts else None,
+        end_ts_s=wall_s(lead, ends[-1]) if ends else None,
+    )
+
+
+def build(view: RunView, window: Window) -> dict[str, Any]:
+    """The section, with percentiles and throughput beside the contract's figures."""
+    ranks = [rank for rank in view.ranks if rank.series.steps]
+    on_device = bool(ranks) and all(rank.series.device_duration_ns for rank in ranks)
+    clock = "gpu" if on_device else "cpu"
+    columns = {rank.rank: _columns(rank, window, on_device) for rank in ranks}
+    rows = {
+        str(rank.rank): Row(
+            identity_of(rank), _metrics(rank, columns[rank.rank], window, on_device)
+        )
+        for rank in ranks
+    }
+    figures = [
+        StepFigures(
+            rank=rank.rank,
+            step_ms=rows[str(rank.rank)].metrics["step_time_ms"] or 0.0,
+            parts_ms={
+                name: rows[str(rank.rank)].metrics[f"{name}_ms"]
+                for name in (*PHASES, "compute", "residual")
+            },
+            missing=_missing(rank.series),
+        )
+        for rank in ranks
+    ]
+    done = [totals(rank.spool) for rank in view.ranks]
+    total_steps = max((t.first_step + t.count - 1 for t in done if t is not None), default=0)
+    issues = diagnose(figures, window.steps_analyzed, clock, _loader_facts(view))
+    lead = columns[ranks[0].rank] if ranks else {}
+    return section(
+        meta=metadata(
+            view,
+            window,
+            STEP_TIME_METRICS,
+            window.steps_analyzed,
+            global_ranks_seen=len(view.ranks),
+            global_ranks_used=len(ranks),
+            training_total_steps=total_steps,
+            training_latest_step=total_steps or None,
+        ),
+        issues=issues,
+        index_by="global_rank",
+        window=step_window(window, clock),
+        names=STEP_TIME_METRICS,
+        rows=rows,
+        units={"time": "ms"},
+        card=[
+            f"Step time | steps {window.start_step}-{window.end_step} | ranks {len(ranks)}",
+            f"- {issues[0].kind}: {issues[0].summary}",
+        ],
+        extra={
+            "distribution": _distribution(lead),
+            "throughput": throughput(ranks, window),
+            "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
+            "not_measured": sorted({name for rank in ranks for name in _missing(rank.series)}),
+        },
+    )
+
+
+def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]:
+    """Steps a second, and samples a second over all ranks where the batch size was seen."""
+    if not ranks or not window.steps_analyzed:
+        return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
+    seconds, samples, batches, seen = 0.0, 0, 0, True
+    for rank in ranks:
+        series = rank.series
+        chosen = _chosen(series, window)
+        seconds = max(seconds, sum(series.duration_ns[i] for i in chosen) / 1e9)
+        batches += sum(series.micro_batches[i] for i in chosen)
+        if series.samples is None:
+            seen = False
+        else:
+            samples += sum(series.samples[i] for i in chosen)
+    if not seconds:
+        return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
+    return {
+        "steps_per_s": window.steps_analyzed / seconds,
+        "samples_per_s": samples / seconds if seen and samples else None,
+        "micro_batches_per_step": batches / window.steps_analyzed / len(ranks),
+    }
+
+
+def _chosen(series: RankSeries, window: Window) -> range:
+    first, last = window.start_step or 0, window.end_step or 0
+    inside = [i for i in (_at(series, first), _at(series, last)) if i is not None]
+    if len(inside) == 2:
+        return range(inside[0], inside[1] + 1)
+    begin = sum(step < first for step in series.steps)
+    return range(begin, begin + sum(first <= step <= last for step in series.steps))
+
+
+def _at(series: RankSeries, step: int) -> int | None:
+    """Index of a step where the numbers run without a gap."""
+    index = step - series.steps[0]
+    return index if 0 <= index < len(series.steps) and series.steps[index] == step else None
+
+
+def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[int] | None]:
+    """Nanosecond columns over the window: the step, each phase, compute, residual."""
+    series = rank.series
+    chosen = _chosen(series, window)
+    part = slice(chosen.start, chosen.stop)
+    source: dict[str, list[int] | None] = dict(series.phase_ns)
+    duration = series.duration_ns
+    if on_device and series.device_duration_ns is not None:
+        duration = series.device_duration_ns
+        source = {
+            name: None if series.phase_ns[name] is None else series.device_phase_ns[name]
+            for name in PHASES
+        }
+    columns: dict[str, list[int] | None] = {
+        name: None if column is None else column[part] for name, column in source.items()
+    }
+    steps = duration[part]
+    columns["step_time"] = steps
+    compute = [columns[name] for name in COMPUTE_PHASES]
+    known = [column for name in PHASES if (column := columns[name]) is not None]
+    if all(column is not None for column in compute):
+        columns["compute"] = [sum(values) for values in zip(*compute, strict=True)]
+        claimed = [sum(values) for values in zip(*known, strict=True)]
+        columns["residual"] = [max(0, s - c) for s, c in zip(steps, claimed, strict=True)]
+    else:
+        columns["compute"] = columns["residual"] = None
+    return columns
+
+
+def _metrics(
+    rank: RankView, columns: dict[str, list[int] | None], window: Window, on_device: bool
+) -> dict[str, float | int | None]:
+    means: dict[str, float | None] = {name: _mean_ms(column) for name, column in columns.items()}
+    step = means["step_time"] or 0.0
+    traced = step - (means["input_wait"] or 0.0)
+    host = _columns(rank, window, on_device=False) if on_device else columns
+    host_step, host_wait = _mean_ms(host["step_time"]), _mean_ms(host["input_wait"])
+    host_traced = None if host_step is None else host_step - (host_wait or 0.0)
+    metrics: dict[str, float | int | None] = {
+        f"{name}_ms": means[name] for name in (*PHASES, "compute", "residual")
+    }
+    metrics |= {
+        "step_time_ms": step,
+        "traced_step_time_ms": traced,
+        "step_time_cpu_ms": host_step,
+        "traced_step_time_cpu_ms": host_traced,
+        "step_time_gpu_ms": step if on_device else None,
+        "traced_step_time_gpu_ms": traced if on_device else None,
+        "dataloader_fetch_cpu_ms": host_wait,
+    }
+    return metrics
+
+
+def _mean_ms(column: list[int] | None) -> float | None:
+    return None if not column else sum(column) / len(column) / MS
+
+
+def _distribution(columns: dict[str, list[int] | None]) -> dict[str, dict[str, float | None]]:
+    """Percentiles of each phase over the window, of the first rank, in milliseconds."""
+    found = {}
+    for name in ("step_time", *PHASES, "residual"):
+        column = columns.get(name)
+        if column is None:
+            continue
+        ordered = sorted_column(column)
+        found[name] = {
+            label: None if (value := quantile(ordered, q)) is None else value / MS
+            for label, q in QUANTILES
+        }
+    return found
+
+
+def _missing(series: RankSeries) -> tuple[str, ...]:
+    return tuple(name for name, column in series.phase_ns.items() if column is None)
+
+
+def _loader_facts(view: RunView) -> bool:
+    """Whether any training batch came from a DataLoader."""
+    return any(any(rank.series.phase_ns["input_wait"] or ()) for rank in view.ranks)

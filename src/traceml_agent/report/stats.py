@@ -1,0 +1,63 @@
+"""Statistics over columns. Plain Python for short columns, numpy for long ones, same results.
+
+numpy is no dependency of the agent and costs 100 ms to import at the end of a training, so it is
+used only where a column is long enough to pay for that.
+"""
+
+from collections.abc import Sequence
+
+NUMPY_FROM = 50_000
+"""Sorting 50,000 integers takes Python about as long as importing numpy."""
+MAD_TO_SIGMA = 1.4826
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The arithmetic mean; None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def sorted_column(values: Sequence[int]) -> Sequence[int]:
+    """The values in ascending order."""
+    if len(values) >= NUMPY_FROM:
+        try:
+            import numpy
+        except ImportError:
+            return sorted(values)
+        column: Sequence[int] = numpy.sort(numpy.asarray(values, dtype=numpy.int64)).tolist()
+        return column
+    return sorted(values)
+
+
+def quantile(sorted_values: Sequence[float], q: float) -> float | None:
+    """Linear interpolation between the closest ranks (Hyndman and Fan, type 7)."""
+    if not sorted_values:
+        return None
+    position = q * (len(sorted_values) - 1)
+    below = int(position)
+    above = min(below + 1, len(sorted_values) - 1)
+    low, high = sorted_values[below], sorted_values[above]
+    return low + (high - low) * (position - below)
+
+
+def median(values: Sequence[float]) -> float | None:
+    """The middle value."""
+    return quantile(sorted(values), 0.5)
+
+
+def median_abs_deviation(values: Sequence[float], center: float) -> float:
+    """Median distance from `center`; 0 of nothing."""
+    return median([abs(value - center) for value in values]) or 0.0
+
+
+def theil_sen(points: Sequence[tuple[float, float]], most: int = 200) -> float | None:
+    """Median of the slopes over all pairs of points, thinned to `most` points. None under 2."""
+    if len(points) > most:
+        stride = len(points) / most
+        points = [points[int(i * stride)] for i in range(most)]
+    slopes = [
+        (y2 - y1) / (x2 - x1)
+        for i, (x1, y1) in enumerate(points)
+        for x2, y2 in points[i + 1 :]
+        if x2 != x1
+    ]
+    return median(slopes)

@@ -1,0 +1,147 @@
+"""RunView: all that the files of a run say, before anything is judged."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from traceml_agent.errors import NewerSchema, NoRun, NoSpools
+from traceml_agent.report.series import RankSeries, series_of
+from traceml_agent.spool.format import ALIVE_SUFFIX, SPOOL_SUFFIX
+from traceml_agent.spool.liveness import is_held
+from traceml_agent.spool.reader import NotASpool, Spool, read_spool
+
+SILENT_S = 60.0
+"""A process on another machine counts as dead when its spool was not written for this long.
+Chosen: 120 times the interval between two writes, and 60 between two samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankView:
+    """One rank: its spool, its steps, and how it ended."""
+
+    rank: int
+    spool: Spool
+    series: RankSeries
+    status: str  # finished, failed, interrupted, terminated, killed, running
+    exit_code: int | None
+    exception: str | None
+    stack: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run: its ranks in order, the last attempt of each."""
+
+    run_dir: Path
+    run_id: str
+    run_name: str | None
+    attempt: int
+    world_size: int
+    ranks: list[RankView]
+    missing_ranks: list[int]
+    problems: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rank is there and closed its spool in order."""
+        return not self.missing_ranks and all(rank.spool.end is not None for rank in self.ranks)
+
+
+def load_run(run_dir: Path, *, own_spool: Path | None = None) -> RunView:
+    """Reads every spool of a run directory.
+
+    `own_spool` is the one of the calling process: its lock must not be probed, since closing a
+    descriptor of the lock file would drop the lock. Raises NoRun, NoSpools and NewerSchema.
+    """
+    if not run_dir.is_dir():
+        raise NoRun(f"{run_dir} is no run directory; `traceml-agent runs` lists the runs")
+    problems: list[str] = []
+    spools = []
+    paths = sorted(run_dir.glob(f"*{SPOOL_SUFFIX}"))
+    newer: NewerSchema | None = None
+    for path in paths:
+        try:
+            spools.append(read_spool(path))
+        except NewerSchema as error:
+            newer = error
+            problems.append(str(error))
+        except (NotASpool, OSError) as error:
+            problems.append(_relative(str(error), run_dir))
+    if not spools:
+        if newer is not None:
+            raise newer
+        hint = f" ({problems[0]})" if problems else ""
+        raise NoSpools(
+            f"no readable spool in {run_dir}{hint}; was TRACEML_ENABLE=1 set for the training?"
+        )
+    for spool in spools:
+        problems.extend(spool.problems)
+    last = _last_attempts(spools, problems)
+    head = last[min(last)].header
+    world_size = max(spool.header.identity.world_size for spool in last.values())
+    return RunView(
+        run_dir=run_dir,
+        run_id=head.run_id,
+        run_name=head.run_name,
+        attempt=max(spool.header.identity.attempt for spool in last.values()),
+        world_size=world_size,
+        ranks=[_rank_view(rank, last[rank], own_spool) for rank in sorted(last)],
+        missing_ranks=[rank for rank in range(world_size) if rank not in last],
+        problems=problems,
+    )
+
+
+def _last_attempts(spools: list[Spool], problems: list[str]) -> dict[int, Spool]:
+    """The latest spool of each rank."""
+    last: dict[int, Spool] = {}
+    earlier = 0
+    for spool in sorted(spools, key=lambda s: (s.header.identity.attempt, s.header.wall_ns)):
+        earlier += spool.header.identity.rank in last
+        last[spool.header.identity.rank] = spool
+    if earlier:
+        problems.append(f"{earlier} earlier spool(s) of the same ranks are not in the figures")
+    return last
+
+
+def _rank_view(rank: int, spool: Spool, own_spool: Path | None) -> RankView:
+    end = spool.end
+    if end is not None:
+        status, code, exception, stack = end.status, end.exit_code, end.exception, end.stack
+        return RankView(rank, spool, series_of(spool), status, code, exception, stack)
+    if spool.path == own_spool or is_alive(spool):
+        status, exception = "running", None
+    elif spool.fatal_stack and "Fatal Python error" in spool.fatal_stack:
+        first = next(ln for ln in spool.fatal_stack.splitlines() if "Fatal Python error" in ln)
+        status, exception = "failed", first
+    elif spool.fatal_stack:
+        status, exception = "terminated", "SIGTERM"
+    else:
+        status = "killed"
+        exception = "ended without a trace: SIGKILL, out of memory, or power loss"
+    return RankView(rank, spool, series_of(spool), status, None, exception, spool.fatal_stack)
+
+
+def is_alive(spool: Spool) -> bool:
+    """Whether the writer of a spool still runs: by its lock here, by its last write elsewhere."""
+    header = spool.header
+    if header.hostname == socket.gethostname() and header.boot_id in (None, _boot_id()):
+        held = is_held(spool.path.with_suffix(ALIVE_SUFFIX))
+        if held is not None:
+            return held
+    try:
+        return time.time() - os.stat(spool.path).st_mtime < SILENT_S
+    except OSError:
+        return False
+
+
+def _boot_id() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _relative(text: str, run_dir: Path) -> str:
+    return text.replace(f"{run_dir}/", "")

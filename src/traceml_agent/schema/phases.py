@@ -1,0 +1,33 @@
+"""The phases a step is made of. Their order is the order of every table."""
+
+PHASES = (
+    "input_wait",
+    "h2d",
+    "forward",
+    "backward",
+    "optimizer",
+    "eval",
+    "checkpoint",
+    "compile",
+)
+"""What claims time in a step. What none claims is the residual."""
+
+INPUT_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, EVAL, CHECKPOINT, COMPILE = range(len(PHASES))
+
+COMPUTE_PHASES = ("forward", "backward", "optimizer")
+"""The phases whose sum is `compute`."""
+
+DEVICE_PHASES = PHASES
+"""The phases that have a device time where a CUDA device is used: what the device did meanwhile."""
+
+PATCH_OF_PHASE = {
+    "input_wait": "dataloader",
+    "h2d": "transfer",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+    "eval": "forward",
+    "checkpoint": "checkpoint",
+    "compile": "compile",
+}
+"""The patch that measures a phase. A phase whose patch is not in is `null`, not 0."""

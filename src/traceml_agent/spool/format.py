@@ -1,0 +1,166 @@
+"""Turns records into lines of a spool and back. The format is public: docs/spool-format.md."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import orjson
+
+from traceml_agent.errors import TracemlError
+from traceml_agent.schema.records import RECORD_TYPES, Record
+
+SPOOL_SUFFIX = ".jsonl"
+RING_SUFFIX = ".ring"
+ALIVE_SUFFIX = ".alive"
+STACK_SUFFIX = ".stack"
+
+
+class BadRecord(TracemlError):
+    """A line is no record of this format."""
+
+
+def spool_path(run_dir: Path, hostname: str, pid: int, attempt: int, rank: int) -> Path:
+    """Where a process writes; unique over nodes, process ids and attempts."""
+    safe_host = "".join(c if c.isalnum() or c in "-." else "-" for c in hostname)[:64]
+    return run_dir / f"rank{rank:05d}-attempt{attempt}-{safe_host}-{pid}{SPOOL_SUFFIX}"
+
+
+def encode(record: Record) -> bytes:
+    """One line, newline included. Fields that are None are left out."""
+    line: dict[str, Any] = {"kind": record.kind}
+    for name in _fields(type(record)):  # type: ignore[arg-type]  # a class is hashable
+        value = getattr(record, name)
+        if value is not None:
+            line[name] = value
+    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+
+
+def decode(line: bytes) -> Record | None:
+    """The record of a line; None for a kind that this version does not know.
+
+    Unknown fields are ignored, so that a newer minor version can add some. Raises BadRecord.
+    """
+    try:
+        data = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BadRecord(f"not JSON: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+        raise BadRecord("not an object with a `kind`")
+    record_type = RECORD_TYPES.get(data["kind"])
+    return None if record_type is None else _build(record_type, data)
+
+
+@cache
+def _fields(record_type: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(record_type))
+
+
+@cache
+def _converters(record_type: type) -> dict[str, tuple[Callable[[Any], Any], bool]]:
+    """Converter of each field, and whether the field must be there."""
+    hints = get_type_hints(record_type)
+    return {
+        field.name: (
+            _converter(hints[field.name]),
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+            and type(None) not in get_args(hints[field.name]),
+        )
+        for field in dataclasses.fields(record_type)
+    }
+
+
+def _build(record_type: type, data: dict[str, Any]) -> Any:
+    values: dict[str, Any] = {}
+    for name, (convert, required) in _converters(record_type).items():
+        if name in data:
+            try:
+                values[name] = convert(data[name])
+            except (TypeError, ValueError, AttributeError) as error:
+                raise BadRecord(f"{record_type.__name__}.{name}: {error}") from None
+        elif required:
+            raise BadRecord(f"{record_type.__name__} without `{name}`")
+        else:
+            values.setdefault(name, None)
+    defaults = {
+        field.name: _default(field)
+        for field in dataclasses.fields(record_type)
+        if values.get(field.name) is None and field.name not in data
+    }
+    return record_type(**{**values, **defaults})
+
+
+def _default(field: Any) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    """A function that returns the value as `hint` says or raises TypeError."""
+    if hint in (int, str, float, bool, type(None)):
+        return _scalar(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return lambda value: _build(hint, value if isinstance(value, dict) else {})
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is list or origin is tuple:
+        return _sequence(origin, arguments[0])
+    if origin is dict:
+        return _mapping(arguments[1])
+    return _union([_converter(argument) for argument in arguments])
+
+
+def _scalar(wanted: type) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if type(value) is wanted or (wanted is float and type(value) is int):
+            return value
+        raise TypeError(f"expected {wanted.__name__}, found {type(value).__name__}")
+
+    return convert
+
+
+def _sequence(origin: type, item_hint: Any) -> Callable[[Any], Any]:
+    allowed = _scalar_types(item_hint)
+    convert_item = _converter(item_hint)
+
+    def convert(value: Any) -> Any:
+        if type(value) is not list:
+            raise TypeError(f"expected a list, found {type(value).__name__}")
+        if allowed is not None:
+            # One pass in C: a spool holds millions of these integers.
+            if not set(map(type, value)) <= allowed:
+                raise TypeError("a list with items of another type")
+            return value if origin is list else tuple(value)
+        return origin(convert_item(item) for item in value)
+
+    return convert
+
+
+def _scalar_types(hint: Any) -> set[type] | None:
+    hints = get_args(hint) or (hint,)
+    return set(hints) if all(h in (int, str, type(None)) for h in hints) else None
+
+
+def _mapping(value_hint: Any) -> Callable[[Any], Any]:
+    convert_value = _converter(value_hint)
+
+    def convert(value: Any) -> Any:
+        if type(value) is not dict:
+            raise TypeError(f"expected an object, found {type(value).__name__}")
+        return {key: convert_value(item) for key, item in value.items()}
+
+    return convert
+
+
+def _union(converters: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        for candidate in converters:
+            try:
+                return candidate(value)
+            except TypeError:
+                continue
+        raise TypeError(f"a value of type {type(value).__name__} does not fit")
+
+    return convert

@@ -1,0 +1,192 @@
+"""Appends records to a spool. An error of the disk is counted, and never raised."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from traceml_agent.schema.records import Event, GpuSample, HostSample, ProcessSample, Record, Steps
+from traceml_agent.schema.records import StepSums as Sums
+from traceml_agent.spool.format import BadRecord, decode, encode
+
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+THINNED_PART = 0.75
+"""Thinning touches the oldest three quarters of a spool: the newest steps stay whole."""
+
+
+class SpoolWriter:
+    """One open spool. Written by one thread at a time."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Creates the file (0600). Raises OSError."""
+        self.path = path
+        self.max_bytes = max_bytes
+        self.size = 0  # of the file now
+        self.written = 0  # in all, thinned away or not
+        self.thinned_steps = 0
+        self.error: str | None = None  # the first one
+        self.lost: dict[str, int] = {}  # records that could not be written, by kind
+        self._fd = os.open(path, _FLAGS, 0o600)
+        self._torn = False
+
+    def write(self, records: Iterable[Record]) -> bool:
+        """Appends the records in one write; False if the disk did not take them."""
+        records = list(records)
+        if not records:
+            return True
+        data = b"".join(map(encode, records))
+        if self._torn:
+            data = b"\n" + data
+        if not self._append(data):
+            for record in records:
+                self.lost[record.kind] = self.lost.get(record.kind, 0) + 1
+            return False
+        self._torn = False
+        self.size += len(data)
+        self.written += len(data)
+        if self.size > self.max_bytes:
+            self._thin()
+        return True
+
+    def _append(self, data: bytes) -> bool:
+        try:
+            if os.fstat(self._fd).st_nlink == 0:
+                raise FileNotFoundError(2, "the spool was removed", str(self.path))
+            taken = os.write(self._fd, data)
+            if taken == len(data):
+                return True
+            self._torn = taken > 0
+            raise OSError(28, "No space left on device", str(self.path))
+        except OSError as error:
+            self.error = self.error or str(error)
+            return False
+
+    def close(self) -> None:
+        """Closes the file."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def _thin(self) -> None:
+        """Replaces every other old batch of steps by its exact sums, and drops every other sample.
+
+        The file is written anew and renamed, so that a reader or a kill finds one or the other.
+        """
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+            kept = thin_lines(lines)
+            data = b"".join(kept.lines)
+            temporary = self.path.with_suffix(".thin")
+            temporary.unlink(missing_ok=True)
+            fd = os.open(temporary, _FLAGS, 0o600)
+            try:
+                if os.write(fd, data) != len(data):
+                    raise OSError(28, "No space left on device", str(temporary))
+                os.rename(temporary, self.path)
+            except OSError:
+                os.close(fd)
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            self.error = self.error or str(error)
+            self.max_bytes *= 2  # do not try again at every write
+            return
+        os.close(self._fd)
+        self._fd = fd
+        self.thinned_steps += kept.thinned_steps
+        self.size = len(data)
+        if self.size > self.max_bytes * 0.9:
+            self.max_bytes = self.size * 2  # nothing left to thin: headers, faults, sums
+
+
+class Thinned:
+    """The lines of a spool after thinning, and how many steps lost their single values."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.thinned_steps = 0
+
+
+def thin_lines(lines: list[bytes]) -> Thinned:
+    """Every other batch of steps among the oldest lines as sums, every other sample left out."""
+    result = Thinned()
+    limit = int(len(lines) * THINNED_PART)
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        if number >= limit or not line.startswith(
+            (
+                b'{"kind":"st',
+                b'{"kind":"device',
+                b'{"kind":"p',
+                b'{"kind":"h',
+                b'{"kind":"g',
+                b'{"kind":"ev',
+            )
+        ):
+            result.lines.append(line)
+            continue
+        try:
+            record = decode(line)
+        except BadRecord:
+            continue
+        if not isinstance(record, (Steps, Sums, ProcessSample, HostSample, GpuSample, Event)):
+            result.lines.append(line)
+            continue
+        seen[record.kind] = seen.get(record.kind, 0) + 1
+        if isinstance(record, Sums):
+            _join_sums(result, record, line)
+        elif seen[record.kind] % 2:
+            result.lines.append(line)
+        elif isinstance(record, Steps):
+            result.thinned_steps += record.count
+            result.lines.append(encode(sums_of(record)))
+    return result
+
+
+def _join_sums(result: Thinned, record: Sums, line: bytes) -> None:
+    """Adjacent sums become one, or a long run would fill the cap with sums."""
+    before = decode(result.lines[-1]) if result.lines else None
+    if (
+        isinstance(before, Sums)
+        and before.first_step + before.count == record.first_step
+        and before.start_ns + before.duration_ns == record.start_ns
+    ):
+        names = {**before.phase_ns, **record.phase_ns}
+        samples = (
+            None
+            if before.samples is None or record.samples is None
+            else before.samples + record.samples
+        )
+        result.lines[-1] = encode(
+            Sums(
+                first_step=before.first_step,
+                count=before.count + record.count,
+                start_ns=before.start_ns,
+                duration_ns=before.duration_ns + record.duration_ns,
+                phase_ns={n: before.phase_ns.get(n, 0) + record.phase_ns.get(n, 0) for n in names},
+                micro_batches=before.micro_batches + record.micro_batches,
+                samples=samples,
+                updates=before.updates + record.updates,
+                d2h_ns=before.d2h_ns + record.d2h_ns,
+            )
+        )
+    else:
+        result.lines.append(line)
+
+
+def sums_of(batch: Steps) -> Sums:
+    """The exact sums of a batch."""
+
+    def total(column: int | list[int]) -> int:
+        return column * batch.count if isinstance(column, int) else sum(column)
+
+    return Sums(
+        first_step=batch.first_step,
+        count=batch.count,
+        start_ns=batch.start_ns,
+        duration_ns=sum(batch.duration_ns),
+        phase_ns={name: sum(column) for name, column in batch.phase_ns.items()},
+        micro_batches=total(batch.micro_batches),
+        samples=None if batch.samples is None else total(batch.samples),
+        updates=total(batch.updates),
+        d2h_ns=sum(batch.d2h_ns or ()),
+    )

@@ -1,0 +1,71 @@
+"""Waits for `import torch`, at the price of one finder on `sys.meta_path`. Stdlib only.
+
+wrapt costs 60 ms at interpreter start but 5 ms once torch is there, and most processes never
+import torch. So a sentinel waits; when torch is asked for it leaves, and only then wrapt's
+post-import hook takes over.
+"""
+
+import _thread
+import sys
+from typing import Any
+
+WATCHED = "torch"
+
+
+def activate() -> None:
+    """Arms the sentinel, or installs at once where torch is imported already."""
+    module = sys.modules.get(WATCHED)
+    if module is not None and not _is_initializing(module):
+        _register()
+        return
+    if not any(type(finder) is Sentinel for finder in sys.meta_path):
+        sys.meta_path.insert(0, Sentinel())
+
+
+class Sentinel:
+    """A finder that finds nothing until torch is asked for, then registers the real hook."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """None, so that the next finder is asked; for torch the spec that wrapt's hook gives."""
+        if fullname != WATCHED:
+            module = sys.modules.get(WATCHED)
+            if module is not None and not _is_initializing(module) and self._leave():
+                _register()  # torch was half imported when we came
+            return None
+        if not self._leave():
+            return None
+        _register()
+        # The list changed under the loop that called us: ask the finders that stand there now.
+        for finder in list(sys.meta_path):
+            find = getattr(finder, "find_spec", None)
+            spec = find(fullname, path, target) if find is not None else None
+            if spec is not None:
+                return spec
+        return None
+
+    def _leave(self) -> bool:
+        """Whether this call was the one that took the sentinel off."""
+        with self._lock:
+            if self not in sys.meta_path:
+                return False
+            sys.meta_path.remove(self)
+            return True
+
+
+def _is_initializing(module: Any) -> bool:
+    spec = getattr(module, "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
+def _register() -> None:
+    from traceml_agent.guard import guard
+
+    with guard("hooks"):
+        from traceml_agent.capture.hooks import register_all
+
+        register_all()
