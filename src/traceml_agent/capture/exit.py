@@ -75,7 +75,10 @@ def _at_exit() -> None:
         if SESSION.recorder is None:
             _say_why_nothing()
         else:
-            finish(*_how_it_ended())
+            ended = _how_it_ended()
+            finish(*ended)
+            if ended[0] == "interrupted":
+                _remember_interrupt()
 
 
 def finish(status: str, exit_code: int | None, exception: str | None, stack: str | None) -> None:
@@ -114,6 +117,16 @@ def close_spool(
         )
     with guard("close"):
         recorder.close()
+
+
+def _remember_interrupt() -> None:
+    """Lets the interpreter end by SIGINT after all, as it does for an uncaught KeyboardInterrupt.
+
+    CPython forgets that it saw one as soon as a string is executed, and every dataclass that is
+    imported for the fold executes one. Executing this one makes it remember.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        exec("raise KeyboardInterrupt")
 
 
 # How it ended

@@ -8,6 +8,7 @@ from _thread import get_ident
 from collections import deque
 from typing import Any
 
+from traceml_agent.capture.calibration import discard_step, phase_cost_ns
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.opening import open_recorder
 from traceml_agent.capture.recorder import Recorder, device_batches
@@ -44,7 +45,7 @@ class Session:
         self.parent_pid = os.getppid()
         self.recorder: Recorder | None = None
         self.refusal: str | None = None
-        self.calibration_ns = 0
+        self.phase_cost_ns = 0
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self._told: tuple[dict[str, str], list[int]] = ({}, [])
 
@@ -69,6 +70,7 @@ class Session:
                 return
             recorder.pending = self.pending_records
             self.recorder = recorder
+            self.phase_cost_ns = phase_cost_ns(discard_step)
             if self.on_active is not None:
                 self.on_active(self, recorder)
             recorder.activate_ns = time.perf_counter_ns() - begun
@@ -151,7 +153,7 @@ class Session:
 
     def hot_path_ns(self) -> int | None:
         """Estimated cost of the patches so far: phases opened, times the calibrated cost of one."""
-        return self.tracker.opened * self.calibration_ns if self.calibration_ns else None
+        return self.tracker.opened * self.phase_cost_ns if self.phase_cost_ns else None
 
 
 SESSION = Session()

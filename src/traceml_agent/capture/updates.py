@@ -25,12 +25,25 @@ class UpdateProbe:
         """Watches the first trainable parameter of a module."""
         for parameter in module.parameters():
             if parameter.requires_grad:
-                self._parameter = weakref.ref(parameter)
+                self.watch_parameter(parameter)
                 return
+
+    def watch_parameter(self, parameter: Any) -> None:
+        """Watches this parameter."""
+        self._parameter = weakref.ref(parameter)
+        self._version = parameter._version
 
     def forget_version(self) -> None:
         """An optimizer hook reported an update: the version now says nothing new."""
         self._version = UNKNOWN_VERSION
+
+    def version_moved(self) -> bool:
+        """Whether the watched parameter was written since the last call."""
+        parameter = self._parameter() if self._parameter is not None else None
+        if parameter is None:
+            return False
+        before, self._version = self._version, parameter._version
+        return before not in (UNKNOWN_VERSION, self._version)
 
     def saw_update(self, optimizer_was_called: bool) -> bool:
         """Whether parameters changed since the last call, as far as can be told.

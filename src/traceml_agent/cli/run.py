@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from traceml_agent.cli.child import NOT_EXECUTABLE, NOT_FOUND, Child, Outcome, end_like
@@ -18,7 +18,7 @@ from traceml_agent.cli.command import Command
 from traceml_agent.cli.interpreter import OFF_VALUES, Interpreter, ask, own_tag
 from traceml_agent.cli.overlay import overlay
 from traceml_agent.cli.places import runs_roots
-from traceml_agent.cli.target import Unresolved, is_launcher, resolve_target
+from traceml_agent.cli.target import Target, Unresolved, is_launcher, resolve_target
 from traceml_agent.config import resolve
 from traceml_agent.errors import TracemlError
 from traceml_agent.guard import guard
@@ -48,9 +48,14 @@ def _execute(arguments: argparse.Namespace) -> int:
     if not command:
         raise TracemlError("no command was given; for example: traceml-agent run python train.py")
     began_ns = time.time_ns()
-    environ = recording_environment(command, os.environ)
+    try:
+        target = resolve_target(command, os.environ)
+    except Unresolved:
+        target = None  # a shell script, say
+    names_run = target is not None and not is_launcher(command)
+    environ = recording_environment(os.environ, names_run)
     with contextlib.ExitStack() as stack:
-        environ = _with_overlay(command, environ, stack)
+        environ = _with_overlay(target, environ, stack)
         try:
             child = Child(command, environ)
         except OSError as error:
@@ -63,30 +68,33 @@ def _execute(arguments: argparse.Namespace) -> int:
     return end_like(outcome)
 
 
-def recording_environment(command: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the command: switched on, and with a run id unless its job has one."""
+def recording_environment(environ: Mapping[str, str], names_run: bool) -> dict[str, str]:
+    """The environment of the command: switched on; `names_run`: with an id for the one run it is.
+
+    A script may train several times and a launcher starts ranks that agree on an id by themselves:
+    one id for all would put runs into one directory that have nothing to do with each other.
+    """
     enabled = dict(environ)
     if enabled.get("TRACEML_ENABLE", "").strip().lower() != "force":
         enabled["TRACEML_ENABLE"] = "1"
-    if not any(enabled.get(name) for name in _JOB_VARIABLES) and not is_launcher(command):
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        enabled["TRACEML_RUN_ID"] = f"{stamp}-{os.getpid()}"
+    if names_run and not any(enabled.get(name) for name in _JOB_VARIABLES):
+        enabled["TRACEML_RUN_ID"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     return enabled
 
 
 def _with_overlay(
-    command: Sequence[str], environ: dict[str, str], stack: contextlib.ExitStack
+    target: Target | None, environ: dict[str, str], stack: contextlib.ExitStack
 ) -> dict[str, str]:
     """The environment, with the overlay where the command's Python needs it and can use it."""
     for name in ("TRACEML_DISABLE", "TRACEML_DISABLED"):
         if environ.get(name, "").strip().lower() not in OFF_VALUES:
             _say(f"{name} is set, so nothing is recorded")
             return environ
-    try:
-        python = ask(resolve_target(command, environ), environ)
-    except Unresolved:
-        # A shell script, say. The overlay says nothing in any Python that cannot use it.
-        python = None
+    # Where the Python is not known, the overlay says nothing in one that cannot use it.
+    python = None
+    if target is not None:
+        with contextlib.suppress(Unresolved):
+            python = ask(target, environ)
     if python is not None:
         if python.boot_runs:
             return environ

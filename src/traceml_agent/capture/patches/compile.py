@@ -4,7 +4,7 @@ from _thread import get_ident
 from typing import Any
 
 from traceml_agent.capture.session import SESSION
-from traceml_agent.capture.steps import NONE
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import COMPILE, PHASES
 

@@ -27,11 +27,29 @@ def install(torch: Any) -> str:
 
     module.register_optimizer_step_pre_hook(before_step)
     module.register_optimizer_step_post_hook(after_step)
+    module.Optimizer.__init__ = _construction(module.Optimizer.__init__)
     scaler_class = getattr(torch.amp, "GradScaler", None)
     if scaler_class is None:
         return "active"
     scaler_class.step = _scaler_step(scaler_class.step)
     return "active"
+
+
+def _construction(original: Any) -> Any:
+    """Learns of a parameter to watch, for loops whose updates no hook reports."""
+    tracker = SESSION.tracker
+
+    def __init__(self: Any, params: Any, defaults: Any) -> None:
+        try:
+            original(self, params, defaults)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        if tracker.probe.wants_parameter():
+            for parameter in self.param_groups[0]["params"][:1]:
+                tracker.probe.watch_parameter(parameter)
+
+    return like(__init__, original)
 
 
 def _scaler_step(original: Any) -> Any:

@@ -11,10 +11,10 @@ PCIE_EVERY = 10
 Source: nvmlDeviceGetPcieThroughput in the NVML reference."""
 
 _START_REASONS = {
-    "LIBRARY_NOT_FOUND": "not measured: no NVML library (libnvidia-ml.so.1) on this machine",
-    "DRIVER_NOT_LOADED": "not measured: the NVIDIA driver is not loaded",
-    "LIB_RM_VERSION_MISMATCH": "not measured: NVIDIA driver and library differ in version",
-    "NO_PERMISSION": "not measured: no permission to use NVML",
+    "LIBRARY_NOT_FOUND": "no NVML library (libnvidia-ml.so.1) on this machine",
+    "DRIVER_NOT_LOADED": "the NVIDIA driver is not loaded",
+    "LIB_RM_VERSION_MISMATCH": "NVIDIA driver and library differ in version",
+    "NO_PERMISSION": "no permission to use NVML",
 }
 
 
@@ -31,16 +31,16 @@ class GpuSampler:
         try:
             import pynvml
         except ImportError:
-            return "not measured: nvidia-ml-py is not installed"
+            return "nvidia-ml-py is not installed"
         try:
             pynvml.nvmlInit()
             count = pynvml.nvmlDeviceGetCount()
         except pynvml.NVMLError as error:
             name = _error_name(pynvml, error)
-            return _START_REASONS.get(name, f"not measured: NVML says {_words(error)}")
+            return _START_REASONS.get(name, f"NVML says {_words(error)}")
         self._nvml = pynvml
         if not count:
-            return "not measured: NVML lists no GPU"
+            return "NVML lists no GPU"
         self._devices = [_Device(pynvml, index) for index in range(count)]
         return "active"
 

@@ -29,7 +29,13 @@ class Issue:
         """The issue with its label for people."""
         data = asdict(self)
         data["ranks"] = list(self.ranks)
-        return {"kind": self.kind, "status": self.kind.replace("_", "-", 1), **data}
+        return {"kind": self.kind, "status": label(self.kind), **data}
+
+
+def label(kind: str) -> str:
+    """A kind for people: `INPUT_BOUND` is shown as INPUT-BOUND, `NO_DATA` as NO DATA."""
+    joined = kind.endswith(("_BOUND", "_HEAVY", "_STRAGGLER"))
+    return kind.replace("_", "-" if joined else " ")
 
 
 def by_severity(issues: list[Issue]) -> list[Issue]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from traceml_agent.report.diagnose.issue import label
+
 _NO_STEP_TIME = ("NO_DATA", "WARMUP", "INCOMPLETE_DATA")
 _LOW_UTIL = ("LOW_GPU_UTILIZATION", "MODERATE_GPU_UTILIZATION")
 _SHARE_KINDS = ("INPUT_BOUND", "H2D_BOUND", "RESIDUAL_HEAVY", "COMPUTE_BOUND")
@@ -74,7 +76,7 @@ def _verdict(
 ) -> dict[str, Any]:
     return {
         "kind": kind,
-        "status": kind.replace("_", "-", 1),
+        "status": label(kind),
         "severity": severity,
         "section": section,
         "scope": "performance",

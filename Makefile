@@ -1,0 +1,57 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both need python3 alone.
+# Any Python from 3.10 on: `make test PYTHON=python3.12`. Another torch: `make demo TORCH=torch==2.9.1`.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN = $(VENV)/bin
+CONSTRAINTS = tests/constraints.txt
+# Copied at installation, also at an editable one: a change there needs a new one.
+STARTUP_FILES = $(wildcard agent/*.py agent/*.pth agent/*.start agent/sitecustomize/*.py)
+
+# uv takes seconds where pip takes minutes, and does not read pip's settings; without uv, pip does it.
+define install
+	PIP_SETTINGS="$${PIP_FIND_LINKS:+UV_FIND_LINKS=$$PIP_FIND_LINKS} $${PIP_INDEX_URL:+UV_INDEX_URL=$$PIP_INDEX_URL} $${PIP_CERT:+SSL_CERT_FILE=$$PIP_CERT}"; \
+	{ { [ -x $(BIN)/uv ] || $(BIN)/python -m pip install -q uv; } && \
+	  env $$PIP_SETTINGS $(BIN)/uv pip install -q -p $(BIN)/python $(1); } || \
+	$(BIN)/python -m pip install -q $(1)
+endef
+
+.PHONY: demo test lint bench docs clean
+
+demo: $(VENV)/.demo
+	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/overhead/bench.py
+
+docs: $(VENV)/.test
+	$(BIN)/traceml-agent config --markdown > docs/configuration.md.new
+	mv docs/configuration.md.new docs/configuration.md
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml $(STARTUP_FILES)
+	@echo "installing into $(VENV) ($(TORCH))"
+	@[ -e $(VENV)/.test ] || { $(call install,"$(TORCH)" "scikit-learn>=1.4" -e .); }
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml $(CONSTRAINTS) $(STARTUP_FILES)
+	@echo "installing into $(VENV) ($(TORCH), tools of tests/constraints.txt)"
+	@$(call install,"$(TORCH)" -e ".[dev]" -c $(CONSTRAINTS))
+	@touch $@

@@ -1,0 +1,68 @@
+"""The ready files for clusters do what their first lines say."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.boot.conftest import REPOSITORY, Venv, run
+
+AGENT = REPOSITORY / "agent"
+
+
+def prolog(**variables: str) -> list[str]:
+    """The lines that the Slurm prolog prints."""
+    script = AGENT / "slurm" / "task_prolog.sh"
+    return run([str(script)], {"PATH": "/usr/bin:/bin", **variables}).splitlines()
+
+
+def test_the_slurm_prolog_switches_on_only_what_asks_for_it(tmp_path: Path) -> None:
+    submitted = {"SLURM_SUBMIT_DIR": str(tmp_path)}
+    assert prolog(**submitted) == []
+    assert prolog(**submitted, SLURM_JOB_COMMENT="other,words") == []
+    assert prolog(**submitted, SLURM_JOB_COMMENT="other,traceml") == [
+        "export TRACEML_ENABLE=1",
+        f"export TRACEML_DIR={tmp_path}/traceml-runs",
+    ]
+
+
+def test_the_kubernetes_files_lay_the_agent_over_an_image_without_it(
+    make_venv: Callable[..., Venv], wheel: Path, tmp_path: Path
+) -> None:
+    image = make_venv()
+    volume = tmp_path / "traceml"
+    # The image's `python -m pip`: this one, without the dependencies that need an index.
+    python = tmp_path / "python-with-pip"
+    python.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -m ]; then shift 3; '
+        f'exec {sys.executable} -m pip install --no-deps -q "$@"; fi\n'
+        f'exec {image.python} "$@"\n'
+    )
+    python.chmod(0o755)
+    run(
+        ["sh", str(AGENT / "kubernetes" / "install.sh"), str(volume)],
+        {**os.environ, "PYTHON": str(python), "TRACEML_PACKAGE": str(wheel)},
+    )
+    done = image.run(
+        "-c",
+        "import sys; print('traceml_agent.startup' in sys.modules)",
+        TRACEML_ENABLE="1",
+        PYTHONPATH=str(volume / "current" / "_traceml_overlay"),
+        TRACEML_OVERLAY_ROOT=str(volume / "current"),
+    )
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_shell_files_can_be_parsed() -> None:
+    for script in [*AGENT.rglob("*.sh"), *AGENT.rglob("*.sbatch"), REPOSITORY / ".ci" / "run"]:
+        subprocess.run(["sh", "-n", str(script)], check=True, timeout=10)
+
+
+def test_ready_files_say_whether_they_were_tried() -> None:
+    ready = [p for d in ("docker", "slurm", "kubernetes", "ray") for p in (AGENT / d).iterdir()]
+    assert len(ready) >= 5
+    for path in ready:
+        head = path.read_text(encoding="utf-8")[:1200]
+        assert "ntried" in head or "tests/boot" in head, path

@@ -1,0 +1,103 @@
+"""docs/findings.md has one entry for each kind, and says truly which are raised."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from traceml_agent.report import series
+from traceml_agent.report.diagnose import issue, process, step_memory, step_time, system
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs" / "findings.md").read_text(encoding="utf-8")
+DIAGNOSE = REPOSITORY / "src" / "traceml_agent" / "report" / "diagnose"
+KIND = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
+NOT_RAISED = "Not raised by this version"
+
+_FORMAT_KINDS = """
+NO_DATA WARMUP INCOMPLETE_DATA BALANCED STRAGGLER INPUT_STRAGGLER COMPUTE_STRAGGLER H2D_STRAGGLER
+INPUT_BOUND H2D_BOUND COMPUTE_BOUND RESIDUAL_HEAVY
+NORMAL VERY_HIGH_GPU_MEMORY HIGH_GPU_MEMORY HIGH_GPU_TEMPERATURE HIGH_GPU_POWER HIGH_HOST_MEMORY
+HIGH_CPU LOW_GPU_UTILIZATION MODERATE_GPU_UTILIZATION
+VERY_HIGH_PROCESS_GPU_MEMORY HIGH_PROCESS_GPU_MEMORY GPU_MEMORY_RESERVED_OVERHANG
+RANK_GPU_MEMORY_IMBALANCE HIGH_PROCESS_RSS HIGH_PROCESS_CPU
+NO_GPU HIGH_PRESSURE IMBALANCE CREEP_EARLY CREEP_CONFIRMED
+LOW_GPU_UTILIZATION_UNEXPLAINED NO_CLEAR_PERFORMANCE_BOTTLENECK INSUFFICIENT_STEP_TIME_DATA
+"""
+FORMAT_KINDS = frozenset(_FORMAT_KINDS.split())
+"""Every kind of the public format that the summary is a superset of."""
+
+
+def entries() -> dict[str, str]:
+    """Kind -> text of its entry."""
+    parts = re.split(r"^### `(\w+)`$", PAGE, flags=re.MULTILINE)[1:]
+    texts = [text.split("\n## ")[0].strip() for text in parts[1::2]]
+    return dict(zip(parts[0::2], texts, strict=True))
+
+
+def kinds_in_code() -> set[str]:
+    """Every string of the diagnosis that looks like a kind."""
+    found = set()
+    for path in DIAGNOSE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            value = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(value, str) and KIND.fullmatch(value) and len(value) > 4:
+                found.add(value)
+    return found
+
+
+def test_each_kind_of_the_format_has_exactly_one_entry() -> None:
+    headings = re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert sorted(headings) == sorted({*FORMAT_KINDS, *kinds_in_code()})
+
+
+@pytest.mark.parametrize("kind", sorted(entries()))
+def test_each_entry_says_something_and_whether_the_kind_is_raised(kind: str) -> None:
+    text = entries()[kind]
+    assert len(text) > 60
+    assert (NOT_RAISED in text) == (kind not in kinds_in_code())
+
+
+def test_thresholds_on_the_page_are_those_of_the_code() -> None:
+    found = entries()
+
+    def names(kind: str, *numbers: float) -> None:
+        text = found[kind]
+        assert all(re.search(rf"\b{number:g}\b", text) for number in numbers), (kind, numbers)
+
+    shares = (100 * step_time.SHARE_WARN, 100 * step_time.SHARE_CRIT)
+    for kind in ("INPUT_BOUND", "H2D_BOUND", "RESIDUAL_HEAVY"):
+        names(kind, *shares)
+    names("COMPUTE_BOUND", 100 * step_time.COMPUTE_SHARE)
+    names("HIGH_PRESSURE", 100 * step_memory.PRESSURE_WARN, 100 * step_memory.PRESSURE_CRIT)
+    names("IMBALANCE", 100 * step_memory.SKEW_WARN, 100 * step_memory.SKEW_CRIT)
+    names(
+        "CREEP_EARLY",
+        step_memory.CREEP_LEAST_SAMPLES,
+        step_memory.LEAST_STEPS,
+        step_memory.CREEP_LEAST_BYTES / 1024**2,
+        100 * step_memory.CREEP_LEAST_RATIO,
+    )
+    names(
+        "CREEP_CONFIRMED",
+        step_memory.CREEP_CONFIRMED_BYTES / 1024**2,
+        100 * step_memory.CREEP_CONFIRMED_RATIO,
+    )
+    names("LOW_GPU_UTILIZATION", system.LOW_UTIL_PERCENT)
+    names("MODERATE_GPU_UTILIZATION", system.LOW_UTIL_PERCENT, system.MODERATE_UTIL_PERCENT)
+    names("HIGH_GPU_TEMPERATURE", system.HOT_C)
+    names("HIGH_GPU_POWER", system.HIGH_POWER_PERCENT)
+    names("VERY_HIGH_GPU_MEMORY", system.VERY_HIGH_PERCENT)
+    for kind in ("HIGH_GPU_MEMORY", "HIGH_CPU", "HIGH_HOST_MEMORY"):
+        names(kind, system.HIGH_PERCENT)
+    names("VERY_HIGH_PROCESS_GPU_MEMORY", process.VERY_HIGH_PERCENT)
+    for kind in ("HIGH_PROCESS_GPU_MEMORY", "HIGH_PROCESS_RSS", "HIGH_PROCESS_CPU"):
+        names(kind, process.HIGH_PERCENT)
+    names("GPU_MEMORY_RESERVED_OVERHANG", process.OVERHANG_LEAST_PERCENT)
+    names(
+        "RANK_GPU_MEMORY_IMBALANCE", process.IMBALANCE_WARN_PERCENT, process.IMBALANCE_CRIT_PERCENT
+    )
+    for number in (issue.CONFIDENT_STEPS, issue.LEAST_STEPS, series.WARMUP_MOST_STEPS):
+        assert f"{number} steps" in PAGE
