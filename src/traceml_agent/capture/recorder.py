@@ -64,6 +64,7 @@ class Recorder:
         self.activate_ns = 0
         self.thread_cpu_ns = 0
         self.on_first_step: Callable[[], None] | None = None
+        self.on_no_forward: Callable[[int], None] | None = None
         self.pending: Callable[[], list[Record]] = list
         self.warn: Callable[[str], None] | None = None
         self._lost_steps = 0
@@ -98,6 +99,8 @@ class Recorder:
             offset = HEADER_SIZE + (step - 1) % ring.capacity * RECORD_SIZE
             RECORD.pack_into(ring.buffer, offset, *row)
         self.last_step = step
+        if not measured.forwards and self.on_no_forward is not None:
+            self.on_no_forward(step)
         if self.on_first_step is not None:
             on_first_step, self.on_first_step = self.on_first_step, None
             on_first_step()

@@ -123,6 +123,10 @@ class Session:
         discovery = self.discovery
         if discovery is not None and (discovery.wide or not measured.forwards):
             discovery.step_closed(step)
+        elif recorder is not None and not self._may_use_cuda:
+            # Nothing left to find out: from now on steps go straight to the recorder.
+            recorder.on_no_forward = discovery.start_again if discovery is not None else None
+            self.tracker.on_close = recorder.close_step
         if self._may_use_cuda and is_in_use(self.torch):
             self._may_use_cuda = False
             self.tracker.device = DeviceTimer(self.torch)

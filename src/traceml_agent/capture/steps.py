@@ -14,6 +14,7 @@ All methods are called by one thread, the one that trains; `owner` is its identi
 
 from traceml_agent.capture.open_step import NONE, OpenStep, clock, pause_limit
 from traceml_agent.capture.segment import Segment
+from traceml_agent.capture.updates import UNKNOWN_VERSION
 from traceml_agent.schema.phases import BACKWARD, EVAL, FORWARD, H2D, INPUT_WAIT, OPTIMIZER
 
 
@@ -71,10 +72,11 @@ class StepTracker(OpenStep):
     def end_fetch_without_batch(self) -> None:
         """The loader is exhausted, has failed, or has only started its workers."""
         elapsed = self.leave(NONE)
-        if self._roles.get(self._fetch_key) == EVAL:
+        role = self._roles.get(self._fetch_key)
+        if role == EVAL:
             self.segment.acc[INPUT_WAIT] -= elapsed
             self.segment.acc[EVAL] += elapsed
-        else:
+        elif role is None:
             self._input_ns += elapsed
 
     def _is_updated(self, first: Segment) -> bool:
@@ -128,15 +130,31 @@ class StepTracker(OpenStep):
             parted = self._done is not None or self._attend
             if parted and not self._batches and self.probe.saw_update(self.optimizer_calls > 0):
                 self._close_at_segment()
-        previous = self.enter(BACKWARD)
+        now = clock()
+        if self._attend:
+            self._begin_segment(BACKWARD, now)
+        previous = self.phase
+        if previous >= 0:
+            self.segment.acc[previous] += now - self.since
+        if self.device is not None:
+            self.device.switch(previous, BACKWARD)
+        self.phase = BACKWARD
+        self.since = now
+        self.opened += 1
         self._prove()
         return previous
 
     def end_backward(self, previous: int) -> None:
         """A backward pass ended."""
-        self.leave(previous)
+        now = clock()
+        segment = self.segment
+        segment.acc[BACKWARD] += now - self.since
+        if self.device is not None:
+            self.device.switch(BACKWARD, previous)
+        self.phase = previous
+        self.since = now
         if previous == NONE:
-            self.segment.backwards += 1
+            segment.backwards += 1
             if not self._optimizers:
                 self._attend = True
 
@@ -179,13 +197,19 @@ class StepTracker(OpenStep):
         if self._optimizer_depth:
             self._optimizer_depth -= 1
             return
+        segment = self.segment
         if self._opened_update:
             self._opened_update = False
             if self.phase == OPTIMIZER:
-                self.leave(NONE)
-        self.segment.updates += 1
+                now = clock()
+                segment.acc[OPTIMIZER] += now - self.since
+                if self.device is not None:
+                    self.device.switch(OPTIMIZER, NONE)
+                self.phase = NONE
+                self.since = now
+        segment.updates += 1
         self._attend = True
-        self.probe.forget_version()
+        self.probe.version = UNKNOWN_VERSION
 
     def end_scaler_update(self, updated: bool) -> None:
         """The GradScaler is done; not `updated`: a gradient was infinite and the step skipped."""
@@ -207,9 +231,13 @@ class StepTracker(OpenStep):
         """What is provisional was training."""
         self._proven = True
         if self._batches:
+            segment, roles = self.segment, self._roles
             for key, samples in self._batches:
-                self.segment.count_batch(key, samples)
-                self._roles[key] = INPUT_WAIT
+                if segment.batches:
+                    segment.count_batch(key, samples)
+                else:
+                    segment.loader, segment.batches, segment.samples = key, 1, samples
+                roles[key] = INPUT_WAIT
             self._batches = []
         self._input_ns = self._h2d_ns = self._forward_ns = 0
         self._eval_seen = self._evaluated = False

@@ -8,13 +8,17 @@ UNKNOWN_VERSION = -1
 
 
 class UpdateProbe:
-    """Watches the version counter of one parameter, without keeping the parameter alive."""
+    """Watches the version counter of one parameter, without keeping the parameter alive.
 
-    __slots__ = ("_parameter", "_version", "_works")
+    `version` is set to UNKNOWN_VERSION when an optimizer hook reported an update: the counter
+    then says nothing new.
+    """
+
+    __slots__ = ("_parameter", "_works", "version")
 
     def __init__(self) -> None:
         self._parameter: weakref.ref[Any] | None = None
-        self._version = UNKNOWN_VERSION
+        self.version = UNKNOWN_VERSION
         self._works = False
 
     def wants_parameter(self) -> bool:
@@ -31,19 +35,15 @@ class UpdateProbe:
     def watch_parameter(self, parameter: Any) -> None:
         """Watches this parameter."""
         self._parameter = weakref.ref(parameter)
-        self._version = parameter._version
-
-    def forget_version(self) -> None:
-        """An optimizer hook reported an update: the version now says nothing new."""
-        self._version = UNKNOWN_VERSION
+        self.version = parameter._version
 
     def version_moved(self) -> bool:
         """Whether the watched parameter was written since the last call."""
         parameter = self._parameter() if self._parameter is not None else None
         if parameter is None:
             return False
-        before, self._version = self._version, parameter._version
-        return before not in (UNKNOWN_VERSION, self._version)
+        before, self.version = self.version, parameter._version
+        return before not in (UNKNOWN_VERSION, self.version)
 
     def saw_update(self, optimizer_was_called: bool) -> bool:
         """Whether parameters changed since the last call, as far as can be told.
@@ -53,8 +53,8 @@ class UpdateProbe:
         """
         parameter = self._parameter() if self._parameter is not None else None
         if parameter is not None:
-            before, self._version = self._version, parameter._version
-            if before not in (UNKNOWN_VERSION, self._version):
+            before, self.version = self.version, parameter._version
+            if before not in (UNKNOWN_VERSION, self.version):
                 self._works = True
                 return True
             if before == UNKNOWN_VERSION or self._works:

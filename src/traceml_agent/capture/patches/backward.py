@@ -4,9 +4,9 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.session import SESSION
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.schema.phases import BACKWARD, OPTIMIZER
 
 
@@ -22,7 +22,12 @@ def _backward(original: Any, is_compiling: Callable[[], bool]) -> Any:
     tracker = SESSION.tracker
 
     def backward(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or not may_open():
+        phase = tracker.phase
+        if (
+            is_compiling()
+            or (phase != NONE and phase != OPTIMIZER)
+            or (get_ident() != tracker.owner and not SESSION.adopt_thread())
+        ):
             return original(*args, **kwargs)
         previous = tracker.begin_backward()
         try:
@@ -41,7 +46,12 @@ def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
     tracker = SESSION.tracker
 
     def grad(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or not may_open():
+        phase = tracker.phase
+        if (
+            is_compiling()
+            or (phase != NONE and phase != OPTIMIZER)
+            or (get_ident() != tracker.owner and not SESSION.adopt_thread())
+        ):
             return original(*args, **kwargs)
         # With create_graph it is a part of a loss (a gradient penalty, an inner loop): its time
         # is backward's, but it ends no micro-batch.
@@ -59,12 +69,3 @@ def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
                 tracker.leave(previous)
 
     return like(grad, original)
-
-
-def may_open() -> bool:
-    """Whether a backward pass that starts now is an outermost one of the training thread."""
-    tracker = SESSION.tracker
-    phase = tracker.phase
-    if get_ident() != tracker.owner and not SESSION.adopt_thread():
-        return False
-    return phase in (NONE, OPTIMIZER)

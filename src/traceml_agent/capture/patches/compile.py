@@ -3,8 +3,8 @@
 from _thread import get_ident
 from typing import Any
 
-from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.open_step import NONE
+from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import COMPILE, PHASES
 

@@ -9,9 +9,9 @@ invalidate Dynamo's guards, and compiled submodules do not come by here.
 from _thread import get_ident
 from typing import Any
 
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.session import SESSION
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.schema.phases import EVAL, FORWARD, OPTIMIZER
 
 DISCOVERY_STEPS = 3

@@ -4,9 +4,9 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.session import SESSION
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.schema.phases import H2D
 
 
