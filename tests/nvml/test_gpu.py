@@ -1,0 +1,129 @@
+"""GPUs by NVML through the real ctypes path, on a simulated library."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.harness import run, write
+from tests.fake_nvml import build, variables
+
+SAMPLE = """
+import json, sys
+from dataclasses import asdict
+from traceml_agent.capture.samplers.gpu import GpuSampler
+sampler = GpuSampler()
+status = sampler.start()
+samples = []
+for tick, state in enumerate(sys.argv[1:]):
+    if state:
+        open(__import__("os").environ["FAKE_NVML_STATE"], "w").write(state)
+    samples.append([asdict(s) for s in sampler.sample(tick)])
+sampler.close()
+print(json.dumps([status, samples]))
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+def sample(library, state="", then=("",)):
+    """Status of the sampler, and one list of device samples for each state in `then`."""
+    env = {**os.environ, **variables(library, state)}
+    done = subprocess.run(
+        [sys.executable, "-c", SAMPLE, *then],
+        env=env, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_two_devices_are_sampled_with_every_value(library):
+    status, ((first, second),) = sample(library, "gpu1.util 12\ngpu0.pid 4321\n")
+    assert status == "active"
+    assert (first["util_percent"], second["util_percent"]) == (87.0, 12.0)
+    assert first["memory_used_bytes"] == 20_000_000_000  # not what the driver reserves
+    assert (first["power_w"], first["power_limit_w"]) == (350.0, 700.0)
+    assert (first["pcie_gen"], first["pcie_gen_max"]) == (4, 5)
+    assert first["pcie_rx_bytes_per_s"] == 2000 * 1024
+    assert first["throttle_reasons"] == 4
+    assert first["processes"] == [4321]
+    assert first["uuid"] == "GPU-0000-0"
+    assert first["reasons"] == {}
+
+
+def test_a_lost_device_does_not_disturb_the_other(library):
+    _, ticks = sample(library, then=("", "gpu1.rc 15\n", "gpu1.rc 15\n", "rc 0\n"))
+    assert [tick[0]["util_percent"] for tick in ticks] == [87.0] * 4
+    assert [tick[1]["util_percent"] for tick in ticks] == [87.0, None, None, 87.0]
+    assert ticks[1][1]["reasons"]["util_percent"] == "GPU is lost"
+    assert ticks[2][1]["reasons"] == {}  # told once
+
+
+def test_what_is_not_supported_is_null_with_a_reason_and_not_asked_again(library):
+    _, ticks = sample(library, "power.rc 3\n", then=("", "power.rc 0\n"))
+    assert [tick[0]["power_w"] for tick in ticks] == [None, None]
+    assert ticks[0][0]["reasons"] == {"power_w": "Not Supported"}
+    assert ticks[0][0]["temperature_c"] == 61.0
+
+
+def test_an_old_driver_without_version_2_of_memory_still_gives_memory(library):
+    _, ((first, _),) = sample(library, "memory_v2.rc 3\n")
+    assert first["memory_used_bytes"] == 20_500_000_000
+
+
+def test_an_absent_function_falls_back_to_its_older_name(tmp_path):
+    library = build(tmp_path, "-DWITHOUT_EVENT_REASONS")
+    _, ((first, _),) = sample(library)
+    assert first["throttle_reasons"] == 8
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [("init.rc 9", "driver is not loaded"), ("init.rc 18", "differ in version"),
+     ("init.rc 999", "NVML says Unknown Error"), ("count 0", "no GPU")],
+)  # fmt: skip
+def test_a_machine_whose_nvml_does_not_start_is_told_in_words(library, state, words):
+    status, _ = sample(library, f"{state}\n", then=())
+    assert words in status
+
+
+def test_pcie_throughput_is_asked_for_every_tenth_sample_alone(library):
+    _, ticks = sample(library, then=("",) * 11)
+    asked = [tick[0]["pcie_rx_bytes_per_s"] is not None for tick in ticks]
+    assert asked == [True] + [False] * 9 + [True]
+
+
+TRAINING = """
+import time
+import torch
+weights = torch.zeros(8, requires_grad=True)
+optimizer = torch.optim.SGD([weights], lr=0.1)
+for _ in range(12):
+    (weights - 1).pow(2).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    time.sleep(0.02)
+"""
+
+
+def test_the_summary_of_a_run_shows_each_gpu_and_what_is_lost(library, tmp_path):
+    extra = variables(library, "gpu1.rc 15\ngpu0.util 20\n")
+    result = run(tmp_path, write(tmp_path, TRAINING), TRACEML_SAMPLE_INTERVAL_S="0.05", **extra)
+    system = result.summary["system"]
+    assert system["metadata"]["gpus_observed"] == 2
+    assert system["groups"]["rows"]["0"]["metrics"]["gpu_util_percent"] == 20.0
+    assert system["gpus"][1]["util_percent"] is None
+    assert system["gpus"][1]["not_measured"]["util_percent"] == "GPU is lost"
+    assert system["diagnosis"]["kind"] == "LOW_GPU_UTILIZATION"
+    assert any("GPU 0" in line and "20 % busy" in line for line in result.own_lines)
+
+
+def test_without_nvml_the_run_says_that_gpus_are_not_measured(tmp_path):
+    result = run(tmp_path, write(tmp_path, TRAINING), LD_LIBRARY_PATH="")
+    assert result.summary["system"]["global"]["average"]["gpu_util_percent"] is None
+    if "no NVML library" not in result.stderr:
+        assert result.summary["system"]["gpus"]  # a machine with GPUs
