@@ -7,15 +7,16 @@ hook, a tick of the sampler, a flush, the fold at exit), never the user's own ca
 import contextlib
 import os
 import time
-import traceback
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-from traceml_agent.schema.records import Fault
+if TYPE_CHECKING:
+    from traceml_agent.schema.records import Fault
 
 FAULT_LIMIT = 3
 """Chosen: the first fault may be bad luck, the third at one place is a defect of that place."""
 
-_faults: dict[str, Fault] = {}
+_faults: "dict[str, Fault]" = {}
 
 
 def is_off(where: str) -> bool:
@@ -37,8 +38,13 @@ def guard(where: str) -> Iterator[None]:
 
 def record_fault(where: str, error: BaseException) -> None:
     """Counts an error; the first one at a place keeps its traceback."""
+    # Not at the top: this module is imported before torch is, and the records cost 20 ms.
+    from traceml_agent.schema.records import Fault
+
     before = _faults.get(where)
     if before is None:
+        import traceback
+
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-4000:]
         fault = Fault(time.perf_counter_ns(), where, _describe(error), 1, text)
     else:
@@ -53,7 +59,7 @@ def guarded(where: str, action: Callable[[], None]) -> None:
             action()
 
 
-def faults() -> list[Fault]:
+def faults() -> "list[Fault]":
     """One fault a place, in order of their first occurrence."""
     return list(_faults.values())
 

@@ -7,10 +7,12 @@ being captured.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
-from traceml_agent.schema.records import DeviceMemory
+
+if TYPE_CHECKING:
+    from traceml_agent.schema.records import DeviceMemory
 
 PENDING_LIMIT = 256
 """Steps whose events may be open at once; the oldest beyond that stay unmeasured. Chosen: far
@@ -116,8 +118,10 @@ def is_in_use(torch: Any) -> bool:
     return bool(torch.cuda.is_initialized())
 
 
-def device_memory(torch: Any) -> list[DeviceMemory] | None:
+def device_memory(torch: Any) -> "list[DeviceMemory] | None":
     """The allocator's figures of each device in use; None without CUDA in use."""
+    from traceml_agent.schema.records import DeviceMemory
+
     if not is_in_use(torch):
         return None
     found = []

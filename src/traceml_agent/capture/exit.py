@@ -12,18 +12,16 @@ import fcntl
 import os
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.say import say, takes_unicode
 from traceml_agent.capture.session import SESSION, Session
 from traceml_agent.guard import guard
-from traceml_agent.identity import resolve_identity
 
 if TYPE_CHECKING:
+    from traceml_agent.capture.recorder import Recorder
     from traceml_agent.capture.samplers.loop import SamplerLoop
 
 WAIT_S = 2.0
@@ -50,8 +48,9 @@ def register() -> None:
     atexit.register(_at_exit)
 
 
-def _on_active(session: Session, recorder: Recorder) -> None:
+def _on_active(session: Session, recorder: "Recorder") -> None:
     from traceml_agent.capture.samplers.loop import SamplerLoop
+    from traceml_agent.identity import resolve_identity
 
     global _LEAVING
     _LEAVING = Leaving()
@@ -140,6 +139,8 @@ def _how_it_ended() -> tuple[str, int | None, str | None, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130, "KeyboardInterrupt", _stack_of(error)
     if error is not None:
+        import traceback
+
         text = "".join(traceback.format_exception_only(type(error), error)).strip()[:500]
         return "failed", 1, text, _stack_of(error)
     if _LEAVING.exit_code is not None and _LEAVING.exit_code_step == SESSION.tracker.opened:
@@ -167,6 +168,8 @@ def _left_by_system_exit() -> bool:
 
 
 def _stack_of(error: BaseException) -> str:
+    import traceback
+
     lines = traceback.format_tb(error.__traceback__)
     return "".join(lines)[-8000:]
 
@@ -209,7 +212,8 @@ def _wrap_exits() -> None:
 # Fold and print
 
 
-def _fold_and_print(recorder: Recorder) -> None:
+def _fold_and_print(recorder: "Recorder") -> None:
+    from traceml_agent.identity import resolve_identity
     from traceml_agent.report.fold import fold_and_write
     from traceml_agent.report.render.text import render_text
 

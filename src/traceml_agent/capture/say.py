@@ -20,6 +20,10 @@ def say(text: str) -> None:
 
 
 def takes_unicode() -> bool:
-    """Whether stderr is a terminal or file that declares UTF-8."""
-    encoding = getattr(sys.stderr, "encoding", None) or ""
-    return encoding.lower().replace("-", "") == "utf8"
+    """Whether stderr is a terminal that takes UTF-8."""
+    stream = sys.stderr
+    encoding = getattr(stream, "encoding", None) or ""
+    try:
+        return stream.isatty() and encoding.lower().replace("-", "") == "utf8"
+    except (AttributeError, ValueError):  # no stream, or a closed one
+        return False

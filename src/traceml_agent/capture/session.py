@@ -6,19 +6,22 @@ import threading
 import time
 from _thread import get_ident
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from traceml_agent.capture.calibration import discard_step, phase_cost_ns
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
-from traceml_agent.capture.opening import open_recorder
-from traceml_agent.capture.recorder import Recorder, device_batches
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.config import Config, resolve
 from traceml_agent.guard import forget_faults, guard
 from traceml_agent.schema.phases import PHASES
-from traceml_agent.schema.records import Event, Outside, Patches, Record
+
+if TYPE_CHECKING:
+    from traceml_agent.capture.recorder import Recorder
+    from traceml_agent.schema.records import Event, Record
+
+# The records, the spool and the recorder are imported when training is proven: most processes
+# that import torch never train.
 
 EVENTS_LIMIT = 10_000
 """Events kept between two flushes."""
@@ -65,6 +68,9 @@ class Session:
         """The first proof of training: opens the spool."""
         with guard("activate"):
             begun = time.perf_counter_ns()
+            from traceml_agent.capture.calibration import discard_step, phase_cost_ns
+            from traceml_agent.capture.opening import open_recorder
+
             recorder = open_recorder(self)
             if recorder is None:
                 return
@@ -111,6 +117,8 @@ class Session:
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]
     ) -> None:
         """Keeps an event that just ended until the next flush."""
+        from traceml_agent.schema.records import Event
+
         start = time.perf_counter_ns() - duration_ns
         self.events.append(Event(name, start, duration_ns, self.tracker.step + 1, detail))
 
@@ -133,8 +141,11 @@ class Session:
 
     # What the writer takes
 
-    def pending_records(self) -> list[Record]:
+    def pending_records(self) -> "list[Record]":
         """What happened since the last call, steps aside."""
+        from traceml_agent.capture.recorder import device_batches
+        from traceml_agent.schema.records import Outside, Patches
+
         records: list[Record] = []
         statuses, outside = dict(self.statuses), self.tracker.outside[:]
         told_statuses, told_outside = self._told

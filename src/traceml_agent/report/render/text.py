@@ -34,7 +34,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
     ]
     text = "\n".join(line[:WIDTH].rstrip() for line in lines[:MOST_LINES])
     if ascii_only:
-        text = text.replace("·", "|").replace("…", "...").encode("ascii", "replace").decode()
+        text = text.replace("·", "|").replace("…", "~").encode("ascii", "replace").decode()
     return text
 
 
