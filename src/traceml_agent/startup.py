@@ -5,6 +5,8 @@ import torch. So a sentinel waits; when torch is asked for it leaves, and only t
 post-import hook takes over.
 """
 
+from __future__ import annotations
+
 import _thread
 import sys
 
@@ -36,8 +38,8 @@ class Sentinel:
         self._lock = _thread.allocate_lock()
 
     def find_spec(
-        self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
-    ) -> "ModuleSpec | None":
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """None, so that the next finder is asked; for torch the spec that wrapt's hook gives."""
         if fullname != WATCHED:
             module = sys.modules.get(WATCHED)
@@ -50,7 +52,7 @@ class Sentinel:
         # The list changed under the loop that called us: ask the finders that stand there now.
         for finder in list(sys.meta_path):
             find = getattr(finder, "find_spec", None)
-            spec = find(fullname, path, target) if find is not None else None
+            spec: ModuleSpec | None = find(fullname, path, target) if find is not None else None
             if spec is not None:
                 return spec
         return None
