@@ -292,3 +292,15 @@ def test_a_summary_of_a_newer_version_is_refused(tmp_path):
     path.write_text('{"traceml_agent": {"schema": "traceml-agent-summary/99"}}')
     with pytest.raises(NewerSchema):
         read_summary(path)
+
+
+def test_long_and_short_columns_give_the_same_statistics():
+    from traceml_agent.report import stats
+
+    long = [(i * 7919) % 100_003 for i in range(stats.NUMPY_FROM)]
+    other = [(i * 104_729) % 99_991 for i in range(stats.NUMPY_FROM)]
+    assert list(stats.sorted_column(long)) == sorted(long)
+    assert stats.sum_columns([long, other]) == [a + b for a, b in zip(long, other, strict=True)]
+    assert stats.differences(long, other) == [
+        max(0, a - b) for a, b in zip(long, other, strict=True)
+    ]

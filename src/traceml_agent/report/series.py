@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from traceml_agent.report.stats import MAD_TO_SIGMA, median, median_abs_deviation
+from traceml_agent.report.stats import MAD_TO_SIGMA, median, median_abs_deviation, thinned
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 from traceml_agent.schema.records import StepSums
 from traceml_agent.spool.reader import Spool
@@ -57,7 +57,8 @@ def series_of(spool: Spool) -> RankSeries:
     columns: dict[str, list[int]] = {name: [] for name in PHASES}
     d2h_ns: list[int] = []
     micro_batches: list[int] = []
-    samples: list[int] | None = []
+    samples: list[int] = []
+    samples_seen = True
     for batch in sorted(spool.batches, key=lambda b: b.first_step):
         if steps and batch.first_step <= steps[-1]:
             continue  # the ring repeats what the spool holds
@@ -71,10 +72,10 @@ def series_of(spool: Spool) -> RankSeries:
             column.extend(batch.phase_ns.get(name) or [0] * batch.count)
         d2h_ns.extend(batch.d2h_ns or [0] * batch.count)
         micro_batches.extend(_spread(batch.micro_batches, batch.count))
-        if samples is not None:
-            samples = (
-                None if batch.samples is None else samples + _spread(batch.samples, batch.count)
-            )
+        if batch.samples is None:
+            samples_seen = False
+        else:
+            samples.extend(_spread(batch.samples, batch.count))
     device_duration, device_phases = _device_columns(spool, steps)
     return RankSeries(
         steps=steps,
@@ -83,7 +84,7 @@ def series_of(spool: Spool) -> RankSeries:
         phase_ns={n: c if is_measured(spool, n) else None for n, c in columns.items()},
         d2h_ns=d2h_ns,
         micro_batches=micro_batches,
-        samples=samples or None,
+        samples=samples if samples and samples_seen else None,
         device_duration_ns=device_duration,
         device_phase_ns=device_phases,
         sums=spool.sums,
@@ -96,7 +97,7 @@ def warmup_steps(duration_ns: list[int]) -> int:
     if len(duration_ns) < WARMUP_LEAST_STEPS:
         return 0
     most = min(WARMUP_MOST_STEPS, int(len(duration_ns) * WARMUP_MOST_SHARE))
-    rest = duration_ns[most:]
+    rest = thinned(duration_ns[most:])
     center = median(rest) or 0.0
     spread = MAD_TO_SIGMA * median_abs_deviation(rest, center)
     limit = max(center + WARMUP_SIGMAS * spread, center * WARMUP_RATIO)

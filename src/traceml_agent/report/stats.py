@@ -28,6 +28,38 @@ def sorted_column(values: Sequence[int]) -> Sequence[int]:
     return sorted(values)
 
 
+def sum_columns(columns: Sequence[Sequence[int]]) -> list[int]:
+    """The sum of columns of one length, row by row."""
+    if columns and len(columns[0]) >= NUMPY_FROM:
+        try:
+            import numpy
+        except ImportError:
+            pass
+        else:
+            total: list[int] = sum(numpy.asarray(c, dtype=numpy.int64) for c in columns).tolist()
+            return total
+    return [sum(row) for row in zip(*columns, strict=True)]
+
+
+def differences(columns: Sequence[int], others: Sequence[int]) -> list[int]:
+    """The first less the second, row by row, never below 0."""
+    if len(columns) >= NUMPY_FROM:
+        try:
+            import numpy
+        except ImportError:
+            pass
+        else:
+            left = numpy.asarray(columns, dtype=numpy.int64) - numpy.asarray(others)
+            found: list[int] = numpy.maximum(left, 0).tolist()
+            return found
+    return [max(0, a - b) for a, b in zip(columns, others, strict=True)]
+
+
+def thinned(values: Sequence[int], most: int = 10_000) -> Sequence[int]:
+    """At most `most` values at equal distances: enough for a median and its spread."""
+    return values[:: -(-len(values) // most)] if len(values) > most else values
+
+
 def quantile(sorted_values: Sequence[float], q: float) -> float | None:
     """Linear interpolation between the closest ranks (Hyndman and Fan, type 7)."""
     if not sorted_values:

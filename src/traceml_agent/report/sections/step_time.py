@@ -1,5 +1,6 @@
 """Section step_time: where the time of a step goes, on one clock for all ranks."""
 
+from bisect import bisect_left, bisect_right
 from typing import Any
 
 from traceml_agent.report.diagnose.step_time import StepFigures, diagnose
@@ -13,7 +14,7 @@ from traceml_agent.report.sections.shape import (
     wall_s,
 )
 from traceml_agent.report.series import RankSeries, totals
-from traceml_agent.report.stats import quantile, sorted_column
+from traceml_agent.report.stats import differences, quantile, sorted_column, sum_columns
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
 from traceml_agent.schema.summary import STEP_TIME_METRICS
@@ -30,20 +31,15 @@ def analysis_window(view: RunView) -> Window:
     first = max(rank.series.steps[rank.series.first_steady] for rank in ranks)
     last = min(rank.series.steps[-1] for rank in ranks)
     lead = ranks[0]
-    starts = [s for n, s in zip(lead.series.steps, lead.series.start_ns, strict=True) if n >= first]
-    ends = [
-        start + duration
-        for step, start, duration in zip(
-            lead.series.steps, lead.series.start_ns, lead.series.duration_ns, strict=True
-        )
-        if step <= last
-    ]
+    series = lead.series
+    begin = bisect_left(series.steps, first)
+    end = bisect_right(series.steps, last) - 1
     return Window(
         start_step=first,
         end_step=last,
         steps_analyzed=max(0, last - first + 1),
-        start_ts_s=wall_s(lead, starts[0]) if starts else None,
-        end_ts_s=wall_s(lead, ends[-1]) if ends else None,
+        start_ts_s=wall_s(lead, series.start_ns[begin]) if begin < len(series.steps) else None,
+        end_ts_s=wall_s(lead, series.start_ns[end] + series.duration_ns[end]) if end >= 0 else None,
     )
 
 
@@ -113,12 +109,13 @@ def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]
     for rank in ranks:
         series = rank.series
         chosen = _chosen(series, window)
-        seconds = max(seconds, sum(series.duration_ns[i] for i in chosen) / 1e9)
-        batches += sum(series.micro_batches[i] for i in chosen)
+        part = slice(chosen.start, chosen.stop)
+        seconds = max(seconds, sum(series.duration_ns[part]) / 1e9)
+        batches += sum(series.micro_batches[part])
         if series.samples is None:
             seen = False
         else:
-            samples += sum(series.samples[i] for i in chosen)
+            samples += sum(series.samples[part])
     if not seconds:
         return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
     return {
@@ -130,17 +127,7 @@ def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]
 
 def _chosen(series: RankSeries, window: Window) -> range:
     first, last = window.start_step or 0, window.end_step or 0
-    inside = [i for i in (_at(series, first), _at(series, last)) if i is not None]
-    if len(inside) == 2:
-        return range(inside[0], inside[1] + 1)
-    begin = sum(step < first for step in series.steps)
-    return range(begin, begin + sum(first <= step <= last for step in series.steps))
-
-
-def _at(series: RankSeries, step: int) -> int | None:
-    """Index of a step where the numbers run without a gap."""
-    index = step - series.steps[0]
-    return index if 0 <= index < len(series.steps) and series.steps[index] == step else None
+    return range(bisect_left(series.steps, first), bisect_right(series.steps, last))
 
 
 def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[int] | None]:
@@ -163,10 +150,11 @@ def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[
     columns["step_time"] = steps
     compute = [columns[name] for name in COMPUTE_PHASES]
     known = [column for name in PHASES if (column := columns[name]) is not None]
-    if all(column is not None for column in compute):
-        columns["compute"] = [sum(values) for values in zip(*compute, strict=True)]
-        claimed = [sum(values) for values in zip(*known, strict=True)]
-        columns["residual"] = [max(0, s - c) for s, c in zip(steps, claimed, strict=True)]
+    measured = [column for column in compute if column is not None]
+    if len(measured) == len(compute):
+        columns["compute"] = sum_columns(measured)
+        claimed = sum_columns(known)
+        columns["residual"] = differences(steps, claimed)
     else:
         columns["compute"] = columns["residual"] = None
     return columns
