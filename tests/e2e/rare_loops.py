@@ -3,7 +3,6 @@
 `python rare_loops.py NAME` prints the same line of truth as loops.py; PYTHONPATH names the root.
 """
 
-import copy
 import queue
 import threading
 
@@ -23,7 +22,7 @@ from tests.e2e.loops import (
     sgd,
     slices,
     update,
-)  # fmt: skip
+)
 
 
 def scaler_overflow_no_loader():
@@ -247,19 +246,6 @@ def delayed_second_optimizer():
     return actor, 20, None
 
 
-def learning_rate_probe_first():
-    model = Net()
-    probe, count = copy.deepcopy(model), 0
-    optimizer = sgd(probe)
-    for number, batch in enumerate(loader()):
-        if number == 6:
-            break
-        update(probe, optimizer, batch)
-        count += 1
-    model, steps, _ = plain(loader(), model=model)
-    return model, count + steps, count + steps
-
-
 def trials_no_loader():
     """A search: each trial has a model and an optimizer of its own."""
     steps = 0
@@ -295,7 +281,7 @@ RARE_LOOPS = {
         alternating_loaders, second_loader_restarts, batches_from_a_thread, trained_in_eval_mode,
         trained_in_eval_mode_no_loader, average_of_weights, attack_loader, attack_no_loader,
         sharpness_aware_loader, sharpness_aware_no_loader, replayed_memory, loader_over_a_rollout,
-        delayed_second_optimizer, learning_rate_probe_first, trials_no_loader,
+        delayed_second_optimizer, trials_no_loader,
         loader_after_no_loader, batch_cut_for_memory,
     )
 }  # fmt: skip

@@ -80,7 +80,7 @@ def test_where_nothing_is_recorded_exactly_one_line_says_why(tmp_path, code):
     result = run(tmp_path, write(tmp_path, code))
     (line,) = result.own_lines
     assert line.startswith("traceml: nothing was recorded: ")
-    assert "no backward pass and no optimizer step" in line
+    assert "no backward pass and no optimizer step was seen" in line
     assert result.run_dirs == []
 
 

@@ -9,7 +9,6 @@ from tests.e2e.rare_loops import RARE_LOOPS
 
 SCRIPT = str(HERE / "rare_loops.py")
 MISCOUNTED = {
-    "sharpness_aware_loader": "one step too many: the climb by hand is taken for an update",
     "sharpness_aware_no_loader": "one step too many: the climb by hand is taken for an update",
     "trials_no_loader": "the last step of a trial and the first of the next count as one",
     "loader_after_no_loader": "the last step before the loader and the first after count as one",

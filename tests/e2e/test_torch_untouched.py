@@ -62,6 +62,8 @@ CASES = {
     "print(counters())",
     "compile_function": "@torch.compile(backend='eager')\ndef f(x):\n    return model(x) * 2\n"
     "train(f); print(counters())",
+    "compile_transfer": "@torch.compile(backend='eager', fullgraph=True)\ndef f(x):\n"
+    "    return model(x.to('cpu')).to(torch.float64).cpu()\ntrain(f); print(counters())",
     "export": "train(model); e = torch.export.export(model, (torch.randn(2, 8),)); print(e.graph)",
     "export_not_strict": "train(model)\n"
     "print(torch.export.export(model, (torch.randn(2, 8),), strict=False).graph)",
@@ -98,7 +100,8 @@ CASES = {
     "print(nn.Module.__call__ is nn.Module.__call__, torch.Tensor.to is torch.Tensor.to)\n"
     "print(nn.modules.module._has_any_global_hook(), torch.cuda.is_initialized())\n"
     "for f in (nn.Module.__call__, torch.save, torch.Tensor.to, torch.autograd.backward):\n"
-    "    print(f.__name__, f.__qualname__, f.__module__, (f.__doc__ or '')[:40])",
+    "    where = getattr(f, '__module__', None)\n"
+    "    print(f.__name__, f.__qualname__, where, (f.__doc__ or '')[:40])",
     "error_in_forward": "train(model); model(torch.randn(2, 5))",
     "error_in_backward": "train(model); l = model(torch.randn(2, 8)).sum()\n"
     "l.backward(); l.backward()",

@@ -290,7 +290,10 @@ def _why_nothing() -> str:
     out = [name for name in ("backward", "optimizer") if statuses.get(name) != "active"]
     if len(out) == 2:
         return f"{out[0]}: {statuses.get(out[0])}; {out[1]}: {statuses.get(out[1])}"
-    return "this process imported torch, but ran no backward pass and no optimizer step"
+    return (
+        "this process imported torch, but no backward pass and no optimizer step was seen in it "
+        "(a whole step inside one torch.compile call cannot be seen)"
+    )
 
 
 def _relative_recorded() -> bool:

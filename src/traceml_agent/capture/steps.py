@@ -127,7 +127,9 @@ class StepTracker(OpenStep):
     def begin_backward(self) -> int:
         """A backward pass starts: what came before it was training."""
         if self._proven and self.phase == NONE and not self._optimizers:
-            parted = self._done is not None or self._attend
+            first = self.segment if self._done is None else self._done
+            # With a loader its next request decides: SAM writes to parameters between two passes.
+            parted = (self._done is not None or self._attend) and not first.keys
             if parted and not self._batches and self.probe.saw_update(self.optimizer_calls > 0):
                 self._close_at_segment()
         now = clock()

@@ -12,7 +12,8 @@ def like(wrapper: Function, original: Any) -> Function:
     By hand: `functools.wraps` also copies `__dict__`, where Dynamo keeps its markers, and sets
     `__wrapped__`, which `inspect` follows.
     """
-    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+    setattr(wrapper, "__module__", getattr(original, "__module__", None))  # noqa: B010
+    for name in ("__name__", "__qualname__", "__doc__"):
         value = getattr(original, name, None)
         if value is not None:
             setattr(wrapper, name, value)
