@@ -10,7 +10,7 @@ import pytest
 
 from tests.report.synthetic_run import ACTIVE, HEADER, MS, steps
 from traceml_agent.schema.records import Patches
-from traceml_agent.spool.reader import last_step, read_spool
+from traceml_agent.spool.reader import batches_of, last_step, read_spool
 from traceml_agent.spool.ring import RECORD, Ring, read_ring, slot_offset
 from traceml_agent.spool.writer import SpoolWriter
 
@@ -89,5 +89,6 @@ def test_the_ring_gives_back_the_last_steps_in_order(tmp_path):
         RECORD.pack_into(ring.buffer, slot_offset(step, 4), *row)
     ring.close(remove=False)
     rows = read_ring(tmp_path / "a.ring")
-    assert [row.step for row in rows] == [4, 5, 6, 7]
-    assert rows[0].samples is None
+    assert [row[0] for row in rows] == [4, 5, 6, 7]
+    (batch,) = batches_of(rows)
+    assert (batch.first_step, batch.count, batch.samples) == (4, 4, None)

@@ -11,12 +11,10 @@ from traceml_agent.capture.device import DeviceStep
 from traceml_agent.capture.segment import Segment
 from traceml_agent.guard import faults
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
-from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record
+from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record, StepSums
 from traceml_agent.spool.reader import batches_of
-from traceml_agent.spool.ring import HEADER_SIZE, RECORD, RECORD_SIZE, Ring, StepRow, step_row
-from traceml_agent.spool.writer import SpoolWriter
-
-Row = tuple[int, ...]
+from traceml_agent.spool.ring import HEADER_SIZE, RECORD, RECORD_SIZE, Ring, Row
+from traceml_agent.spool.writer import SpoolWriter, sums_of
 
 
 class Totals:
@@ -27,23 +25,23 @@ class Totals:
     def __init__(self) -> None:
         self.steps = 0
         self.duration_ns = 0
-        self.phase_ns = [0] * len(PHASES)
+        self.phase_ns = dict.fromkeys(PHASES, 0)
         self.micro_batches = 0
         self.samples: int | None = 0
         self.updates = 0
 
-    def add(self, row: StepRow) -> None:
-        """Adds one step."""
-        self.steps += 1
-        self.duration_ns += row.duration_ns
-        for phase, elapsed in enumerate(row.phase_ns):
+    def add(self, sums: StepSums) -> None:
+        """Adds some steps."""
+        self.steps += sums.count
+        self.duration_ns += sums.duration_ns
+        for phase, elapsed in sums.phase_ns.items():
             self.phase_ns[phase] += elapsed
-        self.micro_batches += row.micro_batches
-        self.updates += row.updates
-        if row.samples is None or self.samples is None:
+        self.micro_batches += sums.micro_batches
+        self.updates += sums.updates
+        if sums.samples is None or self.samples is None:
             self.samples = None
         else:
-            self.samples += row.samples
+            self.samples += sums.samples
 
 
 class Recorder:
@@ -111,15 +109,16 @@ class Recorder:
         """Writes all closed steps and pending records to the spool."""
         with self._lock:
             self._write(self.pending())
-            rows = [_named(row) for row in self._take()]
+            rows = self._take()
             if rows:
-                for row in rows:
-                    self.totals.add(row)
-                if not self.writer.write(batches_of(rows)):
+                batches = batches_of(rows)
+                for batch in batches:
+                    self.totals.add(sums_of(batch))
+                if not self.writer.write(batches):
                     # The ring keeps them for one more round at most: count them as lost here.
                     self._lost_steps += len(rows)
                 if self.ring is not None:
-                    self.ring.mark_drained(rows[-1].step)
+                    self.ring.mark_drained(rows[-1][0])
 
     def write(self, records: list[Record]) -> None:
         """Writes records that are no steps."""
@@ -175,7 +174,7 @@ class Recorder:
             stack=stack,
             steps=totals.steps,
             duration_ns=totals.duration_ns,
-            phase_ns=dict(zip(PHASES, totals.phase_ns, strict=True)),
+            phase_ns=totals.phase_ns,
             micro_batches=totals.micro_batches,
             samples=totals.samples,
             updates=totals.updates,
@@ -204,24 +203,6 @@ class Recorder:
                 null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
                 os.dup2(null, self.stack_fd, inheritable=False)
                 os.close(null)
-
-
-def _named(row: Row) -> StepRow:
-    named = step_row(row)
-    if min(named.phase_ns) >= 0:
-        return named
-    # Clocks of one process do not run backwards; a negative sum would be our own error, and
-    # a reader refuses the batch for it.
-    return StepRow(
-        named.step,
-        named.start_ns,
-        named.duration_ns,
-        tuple(max(0, elapsed) for elapsed in named.phase_ns),
-        named.d2h_ns,
-        named.micro_batches,
-        named.samples,
-        named.updates,
-    )
 
 
 def device_batches(steps: list[DeviceStep]) -> list[Record]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from dataclasses import dataclass, field
+from operator import add, eq
 from pathlib import Path
 
 from traceml_agent.errors import NewerSchema, TracemlError
@@ -24,7 +25,7 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.spool.format import RING_SUFFIX, STACK_SUFFIX, BadRecord, decode
-from traceml_agent.spool.ring import StepRow, read_ring
+from traceml_agent.spool.ring import Row, read_ring
 
 STACK_LIMIT_BYTES = 64 * 1024
 
@@ -165,11 +166,11 @@ def _add_ring(spool: Spool) -> None:
         spool.problems.append(f"{spool.path.name}: ring not read: {error}")
         return
     known = last_step(spool)
-    fresh = [row for row in rows if row.step > known]
+    fresh = [row for row in rows if row[0] > known]
     if fresh:
         spool.batches.extend(batches_of(fresh))
-        final = fresh[-1]
-        spool.last_monotonic_ns = max(spool.last_monotonic_ns, final.start_ns + final.duration_ns)
+        _, start_ns, duration_ns, *_ = fresh[-1]
+        spool.last_monotonic_ns = max(spool.last_monotonic_ns, start_ns + duration_ns)
 
 
 def ring_path_of(spool_path: Path, header: Header) -> Path:
@@ -186,37 +187,42 @@ def last_step(spool: Spool) -> int:
     return max(in_batches, max((s.first_step + s.count - 1 for s in spool.sums), default=0))
 
 
-def batches_of(rows: list[StepRow]) -> list[Steps]:
+def batches_of(rows: list[Row]) -> list[Steps]:
     """Columnar batches of rows in order; a gap in time or number starts a new batch."""
+    if not rows:
+        return []
+    steps, starts, durations, *_ = zip(*rows, strict=True)
+    # As a whole first, by C code: almost always there is no gap.
+    in_time = all(map(eq, starts[1:], map(add, starts, durations)))
+    if in_time and steps[-1] - steps[0] == len(steps) - 1:
+        return [_batch(rows)]
     batches: list[Steps] = []
     begin = 0
     for index in range(1, len(rows) + 1):
         if index < len(rows):
-            before, row = rows[index - 1], rows[index]
-            if row.step == before.step + 1 and row.start_ns == before.start_ns + before.duration_ns:
+            (step, start_ns, duration_ns, *_), after = rows[index - 1], rows[index]
+            if after[0] == step + 1 and after[1] == start_ns + duration_ns:
                 continue
         batches.append(_batch(rows[begin:index]))
         begin = index
     return batches
 
 
-def _batch(rows: list[StepRow]) -> Steps:
-    phase_ns = {}
-    for index, name in enumerate(PHASES):
-        column = [row.phase_ns[index] for row in rows]
-        if any(column):
-            phase_ns[name] = column
-    samples = [row.samples for row in rows]
-    d2h_ns = [row.d2h_ns for row in rows]
+def _batch(rows: list[Row]) -> Steps:
+    steps, starts, durations, *rest = map(list, zip(*rows, strict=True))
+    d2h_ns, micro_batches, samples, updates, _ = rest[len(PHASES) :]
+    # Clocks of one process do not run backwards; a negative sum would be our own error, and a
+    # reader refuses the batch for it.
+    phases = [c if min(c) >= 0 else [max(0, ns) for ns in c] for c in rest[: len(PHASES)]]
     return Steps(
-        first_step=rows[0].step,
+        first_step=steps[0],
         count=len(rows),
-        start_ns=rows[0].start_ns,
-        duration_ns=[row.duration_ns for row in rows],
-        phase_ns=phase_ns,
-        micro_batches=_squeeze([row.micro_batches for row in rows]),
-        samples=None if None in samples else _squeeze([s for s in samples if s is not None]),
-        updates=_squeeze([row.updates for row in rows]),
+        start_ns=starts[0],
+        duration_ns=durations,
+        phase_ns={name: c for name, c in zip(PHASES, phases, strict=True) if any(c)},
+        micro_batches=_squeeze(micro_batches),
+        samples=None if min(samples) < 0 else _squeeze(samples),
+        updates=_squeeze(updates),
         d2h_ns=d2h_ns if any(d2h_ns) else None,
     )
 

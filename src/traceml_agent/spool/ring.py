@@ -8,7 +8,6 @@ lies on a local path: on a network file system every page would travel.
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 from traceml_agent.errors import TracemlError
@@ -23,19 +22,8 @@ RECORD = struct.Struct(f"<{3 + len(PHASES) + 5}q")
 RECORD_SIZE = RECORD.size
 DEFAULT_CAPACITY = 4096
 
-
-@dataclass(frozen=True, slots=True)
-class StepRow:
-    """One closed step."""
-
-    step: int
-    start_ns: int
-    duration_ns: int
-    phase_ns: tuple[int, ...]  # in the order of PHASES
-    d2h_ns: int
-    micro_batches: int
-    samples: int | None
-    updates: int
+Row = tuple[int, ...]
+"""One closed step, its values in the order of RECORD."""
 
 
 class Ring:
@@ -61,7 +49,7 @@ class Ring:
         self.drained = 0
         _HEADER.pack_into(self.buffer, 0, MAGIC, capacity, os.getpid(), 0)
 
-    def rows(self, last_step: int) -> list[tuple[int, ...]]:
+    def rows(self, last_step: int) -> list[Row]:
         """The raw records after the drained ones up to `last_step`, oldest first."""
         first = max(self.drained + 1, last_step - self.capacity + 1)
         return [
@@ -87,7 +75,7 @@ def slot_offset(step: int, capacity: int) -> int:
     return HEADER_SIZE + ((step - 1) % capacity) * RECORD_SIZE
 
 
-def read_ring(path: Path) -> list[StepRow]:
+def read_ring(path: Path) -> list[Row]:
     """The whole records of a ring file in order of their steps, torn ones left out.
 
     Raises OSError and TracemlError (no ring of this format).
@@ -95,26 +83,6 @@ def read_ring(path: Path) -> list[StepRow]:
     data = path.read_bytes()
     if len(data) < HEADER_SIZE or data[:8] != MAGIC:
         raise TracemlError(f"{path} is no ring of this format; remove it to go on without it")
-    rows = []
     usable = (len(data) - HEADER_SIZE) // RECORD_SIZE * RECORD_SIZE
-    for values in RECORD.iter_unpack(data[HEADER_SIZE : HEADER_SIZE + usable]):
-        if values[0] > 0 and values[0] == values[-1]:
-            rows.append(step_row(values))
-    rows.sort(key=lambda row: row.step)
-    return rows
-
-
-def step_row(values: tuple[int, ...]) -> StepRow:
-    """The named form of a raw record."""
-    end = 3 + len(PHASES)
-    d2h_ns, micro_batches, samples, updates = values[end : end + 4]
-    return StepRow(
-        step=values[0],
-        start_ns=values[1],
-        duration_ns=values[2],
-        phase_ns=values[3:end],
-        d2h_ns=d2h_ns,
-        micro_batches=micro_batches,
-        samples=None if samples < 0 else samples,
-        updates=updates,
-    )
+    rows = RECORD.iter_unpack(data[HEADER_SIZE : HEADER_SIZE + usable])
+    return sorted(row for row in rows if row[0] > 0 and row[0] == row[-1])
