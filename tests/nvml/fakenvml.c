@@ -72,6 +72,7 @@ const char *nvmlErrorString(int code)
     switch (code) {
     case 3: return "Not Supported";
     case 9: return "Driver Not Loaded";
+    case 13: return "Function Not Found";
     case 15: return "GPU is lost";
     case 18: return "Driver/library version mismatch";
     default: return "Unknown Error";
@@ -186,15 +187,19 @@ int nvmlDeviceGetPcieThroughput(device gpu, int direction, uint *kilobytes_a_sec
     return check(gpu, "pcie");
 }
 
-typedef struct { uint pid; ulong64 memory; uint instance, compute; } process_v3;
+typedef struct { uint pid; ulong64 memory; uint instance, compute; } process;
 
-int nvmlDeviceGetComputeRunningProcesses_v3(device gpu, uint *count, process_v3 *found)
+#ifdef WITHOUT_PROCESSES_V3
+int nvmlDeviceGetComputeRunningProcesses_v2(device gpu, uint *count, process *found)
+#else
+int nvmlDeviceGetComputeRunningProcesses_v3(device gpu, uint *count, process *found)
+#endif
 {
     uint room = *count, pid = (uint)state(gpu->index, "pid", 0);
     *count = pid ? 1 : 0;
     if (pid && (!found || !room))
         return 7; /* insufficient size */
     if (pid)
-        found[0] = (process_v3){pid, 9000000000ULL, ~0u, ~0u};
+        found[0] = (process){pid, 9000000000ULL, ~0u, ~0u};
     return check(gpu, "processes");
 }

@@ -5,10 +5,36 @@ import os
 import subprocess
 import sys
 
+import pynvml
 import pytest
 
 from tests.e2e.harness import run, write
 from tests.fake_nvml import build, variables
+
+OLD_BINDINGS = """
+import importlib.util, os, sys
+from importlib.machinery import PathFinder
+here = os.path.dirname(os.path.abspath(__file__))
+spec = PathFinder.find_spec("pynvml", [p for p in sys.path if os.path.abspath(p) != here])
+spec = importlib.util.spec_from_file_location("installed_pynvml", spec.origin)
+new = sys.modules["installed_pynvml"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(new)
+globals().update({n: v for n, v in vars(new).items() if not n.startswith("__")})
+for name in (
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetTotalEnergyConsumption",
+    "NVML_CLOCK_MEM",
+    "NVMLLibraryMismatchError",
+):
+    globals().pop(name, None)
+def nvmlDeviceGetMemoryInfo(handle): return new.nvmlDeviceGetMemoryInfo(handle)
+def nvmlDeviceGetName(handle): return new.nvmlDeviceGetName(handle).encode()
+def nvmlDeviceGetUUID(handle): return new.nvmlDeviceGetUUID(handle).encode()
+def nvmlErrorString(code): return original(code).encode()
+original, new.nvmlErrorString = new.nvmlErrorString, nvmlErrorString
+NVMLError._errcode_to_string.clear()
+"""
+"""The installed bindings without what older ones lack, and with their bytes for text."""
 
 SAMPLE = """
 import json, sys
@@ -31,9 +57,11 @@ def library(tmp_path_factory):
     return build(tmp_path_factory.mktemp("nvml"))
 
 
-def sample(library, state="", then=("",)):
+def sample(library, state="", then=("",), bindings=""):
     """Status of the sampler, and one list of device samples for each state in `then`."""
     env = {**os.environ, **variables(library, state)}
+    if bindings:
+        env["PYTHONPATH"] = os.pathsep.join([bindings, env.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", SAMPLE, *then],
         env=env, capture_output=True, text=True, timeout=60, check=True,
@@ -81,6 +109,42 @@ def test_an_absent_function_falls_back_to_its_older_name(tmp_path):
     assert first["throttle_reasons"] == 8
 
 
+def test_an_old_driver_whose_processes_have_an_older_name_still_lists_them(tmp_path):
+    if not hasattr(pynvml, "nvmlDeviceGetComputeRunningProcesses_v2"):
+        pytest.skip("the installed bindings know one version alone")
+    library = build(tmp_path, "-DWITHOUT_PROCESSES_V3")
+    _, ticks = sample(library, "gpu0.pid 4321\n", then=("",) * 4)
+    assert [tick[0]["processes"] for tick in ticks] == [[4321]] * 4
+    assert ticks[0][0]["reasons"] == {}
+
+
+@pytest.fixture
+def old_bindings(tmp_path):
+    (tmp_path / "pynvml.py").write_text(OLD_BINDINGS)
+    return str(tmp_path)
+
+
+def test_old_bindings_give_what_they_have_and_one_reason_for_the_rest(library, old_bindings):
+    _, ticks = sample(library, then=("",) * 4, bindings=old_bindings)
+    first = ticks[0][0]
+    assert (first["uuid"], first["name"]) == ("GPU-0000-0", "Simulated GPU 0")
+    assert first["memory_used_bytes"] == 20_500_000_000
+    assert first["throttle_reasons"] == 8
+    assert (first["energy_mj"], first["memory_clock_mhz"]) == (None, None)
+    assert first["reasons"] == {
+        "memory_clock_mhz": "not supported by the installed pynvml: no NVML_CLOCK_MEM",
+        "energy_mj": "not supported by the installed pynvml: "
+        "no nvmlDeviceGetTotalEnergyConsumption",
+    }
+    assert [tick[0]["util_percent"] for tick in ticks] == [87.0] * 4
+    assert [tick[0]["reasons"] for tick in ticks[1:]] == [{}] * 3
+
+
+def test_the_bytes_of_old_bindings_are_text_in_the_reasons(library, old_bindings):
+    _, ((_, second),) = sample(library, "gpu1.rc 15\n", bindings=old_bindings)
+    assert second["reasons"]["throttle_reasons"] == "GPU is lost"
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [("init.rc 9", "driver is not loaded"), ("init.rc 18", "differ in version"),
@@ -89,6 +153,14 @@ def test_an_absent_function_falls_back_to_its_older_name(tmp_path):
 def test_a_machine_whose_nvml_does_not_start_is_told_in_words(library, state, words):
     status, _ = sample(library, f"{state}\n", then=())
     assert words in status
+
+
+def test_a_reason_is_told_once_though_pcie_is_asked_for_in_some_samples_alone(library):
+    _, ticks = sample(library, "pcie.rc 3\npower.rc 3\n", then=("",) * 12)
+    assert [set(tick[0]["reasons"]) for tick in ticks] == [
+        {"power_w", "pcie_rx_bytes_per_s", "pcie_tx_bytes_per_s"},
+        *[set()] * 11,
+    ]
 
 
 def test_pcie_throughput_is_asked_for_every_tenth_sample_alone(library):

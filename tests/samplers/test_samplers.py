@@ -110,8 +110,8 @@ def test_version_2_takes_the_tightest_limit_on_the_way_up(tmp_path):
             "sys/fs/cgroup/jobs/memory.max": "2147483648\n",
             "sys/fs/cgroup/jobs/one/cpu.max": "max 100000\n",
             "sys/fs/cgroup/jobs/one/memory.max": "max\n",
-            "sys/fs/cgroup/jobs/one/memory.current": "1048576\n",
-            "sys/fs/cgroup/jobs/one/cpu.stat": "usage_usec 5\nnr_throttled 7\nthrottled_usec 9\n",
+            "sys/fs/cgroup/jobs/memory.current": "1048576\n",
+            "sys/fs/cgroup/jobs/cpu.stat": "usage_usec 5\nnr_throttled 7\nthrottled_usec 9\n",
         },
     )
     assert cpu_quota(group) == 1.5
@@ -158,6 +158,122 @@ def test_a_hybrid_machine_uses_the_controllers_where_they_are(tmp_path):
     assert memory_limit_bytes(group) == 4096
     assert cpu_quota(group) is None
     assert throttling(group).periods is None
+
+
+V1_CPU = {
+    "sys/fs/cgroup/cpu/c/cpu.cfs_quota_us": "250000\n",
+    "sys/fs/cgroup/cpu/c/cpu.cfs_period_us": "100000\n",
+    "sys/fs/cgroup/cpu/c/cpu.stat": "nr_throttled 3\nthrottled_time 4\n",
+}
+V1_MEMORY = {
+    "sys/fs/cgroup/memory/m/memory.limit_in_bytes": "4096\n",
+    "sys/fs/cgroup/memory/m/memory.usage_in_bytes": "1024\n",
+}
+V2_BOTH = {
+    "sys/fs/cgroup/unified/u/cpu.max": "150000 100000\n",
+    "sys/fs/cgroup/unified/u/cpu.stat": "nr_throttled 7\nthrottled_usec 9\n",
+    "sys/fs/cgroup/unified/u/memory.max": "8192\n",
+    "sys/fs/cgroup/unified/u/memory.current": "2048\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("entries", "on_version_1", "quota", "throttled", "limit", "used"),
+    [
+        ("4:memory:/m\n0::/u\n", ["memory"], 1.5, (7, 9_000), 4096, 1024),
+        ("4:cpu:/c\n0::/u\n", ["cpu"], 2.5, (3, 4), 8192, 2048),
+        ("5:memory:/m\n4:cpu:/c\n0::/u\n", ["cpu", "memory"], 2.5, (3, 4), 4096, 1024),
+        # Mounted, but this process has no entry in it.
+        ("0::/u\n", ["cpu", "memory"], 1.5, (7, 9_000), 8192, 2048),
+        # An entry of a hierarchy that this container does not see.
+        ("5:memory:/m\n4:cpu:/c\n0::/u\n", [], 1.5, (7, 9_000), 8192, 2048),
+    ],
+    ids=["memory on 1", "cpu on 1", "both on 1", "no entry on 1", "1 not mounted"],
+)
+def test_each_controller_of_a_hybrid_machine_is_found_on_its_own(
+    tmp_path, entries, on_version_1, quota, throttled, limit, used
+):
+    unified = ("cgroup2", "/sys/fs/cgroup/unified", "/", "nsdelegate")
+    mounts = [("cgroup", f"/sys/fs/cgroup/{name}", "/", name) for name in on_version_1]
+    group = make_tree(tmp_path, entries, [unified, *mounts], V1_CPU | V1_MEMORY | V2_BOTH)
+    assert cpu_quota(group) == quota
+    assert (throttling(group).periods, throttling(group).throttled_ns) == throttled
+    assert (memory_limit_bytes(group), memory_used_bytes(group)) == (limit, used)
+
+
+def test_throttling_and_usage_are_those_of_the_parent_that_holds_the_limit_on_version_2(tmp_path):
+    group = make_tree(
+        tmp_path,
+        "0::/job/step/task\n",
+        [("cgroup2", "/sys/fs/cgroup", "/", "nsdelegate")],
+        {
+            "sys/fs/cgroup/job/cpu.max": "150000 100000\n",
+            "sys/fs/cgroup/job/cpu.stat": "nr_throttled 40\nthrottled_usec 50\n",
+            "sys/fs/cgroup/job/step/cpu.max": "400000 100000\n",
+            "sys/fs/cgroup/job/step/cpu.stat": "nr_throttled 2\nthrottled_usec 3\n",
+            "sys/fs/cgroup/job/step/memory.max": "8192\n",
+            "sys/fs/cgroup/job/step/memory.current": "6000\n",
+            "sys/fs/cgroup/job/step/task/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/job/step/task/cpu.stat": "nr_throttled 0\nthrottled_usec 0\n",
+            "sys/fs/cgroup/job/step/task/memory.max": "max\n",
+            "sys/fs/cgroup/job/step/task/memory.current": "10\n",
+        },
+    )
+    assert cpu_quota(group) == 1.5
+    assert (throttling(group).periods, throttling(group).throttled_ns) == (40, 50_000)
+    assert (memory_limit_bytes(group), memory_used_bytes(group)) == (8192, 6000)
+
+
+def test_throttling_and_usage_are_those_of_the_parent_that_holds_the_limit_on_version_1(tmp_path):
+    group = make_tree(
+        tmp_path,
+        "5:cpu:/job/task\n3:memory:/job/task\n",
+        [
+            ("cgroup", "/sys/fs/cgroup/cpu", "/", "cpu"),
+            ("cgroup", "/sys/fs/cgroup/memory", "/", "memory"),
+        ],
+        {
+            "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "20000\n",
+            "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/cpu/job/cpu.stat": "nr_throttled 21\nthrottled_time 1599767380\n",
+            "sys/fs/cgroup/cpu/job/task/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu/job/task/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/cpu/job/task/cpu.stat": "nr_throttled 0\nthrottled_time 0\n",
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "8192\n",
+            "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "6000\n",
+            "sys/fs/cgroup/memory/job/task/memory.limit_in_bytes": "9223372036854771712\n",
+            "sys/fs/cgroup/memory/job/task/memory.usage_in_bytes": "10\n",
+        },
+    )
+    assert (throttling(group).periods, throttling(group).throttled_ns) == (21, 1_599_767_380)
+    assert (memory_limit_bytes(group), memory_used_bytes(group)) == (8192, 6000)
+
+
+def test_without_any_limit_the_figures_are_those_of_the_own_group(tmp_path):
+    group = make_tree(
+        tmp_path,
+        "0::/job/task\n",
+        [("cgroup2", "/sys/fs/cgroup", "/", "nsdelegate")],
+        {
+            "sys/fs/cgroup/job/cpu.stat": "nr_throttled 9\nthrottled_usec 9\n",
+            "sys/fs/cgroup/job/memory.current": "6000\n",
+            "sys/fs/cgroup/job/task/cpu.stat": "nr_throttled 0\nthrottled_usec 0\n",
+            "sys/fs/cgroup/job/task/memory.current": "10\n",
+        },
+    )
+    assert cpu_quota(group) is None
+    assert (throttling(group).periods, throttling(group).throttled_ns) == (0, 0)
+    assert (memory_limit_bytes(group), memory_used_bytes(group)) == (None, 10)
+
+
+def test_a_container_whose_name_begins_like_the_mounted_group_is_not_cut(tmp_path):
+    group = make_tree(
+        tmp_path,
+        "0::/docker/abc\n",
+        [("cgroup2", "/sys/fs/cgroup", "/docker/a", "rw")],
+        {"sys/fs/cgroup/memory.max": "777\n", "sys/fs/cgroup/bc/memory.max": "1\n"},
+    )
+    assert memory_limit_bytes(group) == 777
 
 
 def test_a_container_that_sees_its_group_as_the_root_finds_its_limits(tmp_path):

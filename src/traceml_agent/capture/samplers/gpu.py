@@ -1,7 +1,10 @@
-"""Samples every GPU of the node by NVML: one call a value, and a reason for each that is absent."""
+"""Samples every GPU of the node by NVML: one call a value, and a reason for each that is absent.
+
+The installed bindings may be older or newer than the driver, and come from either of two packages,
+so that no function or constant of them is taken for granted.
+"""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 from traceml_agent.schema.records import GpuSample
@@ -10,12 +13,54 @@ PCIE_EVERY = 10
 """Each PCIe throughput call lets the driver measure for 20 ms, so only every tenth sample asks.
 Source: nvmlDeviceGetPcieThroughput in the NVML reference."""
 
+SILENT_LIMIT = 10
+"""Samples in a row in which no GPU gave any value, after which NVML is closed. Chosen: a hiccup of
+the driver is over by then; what is silent for longer stays so until the process ends."""
+
+_WAYS = {
+    "uuid": ("nvmlDeviceGetUUID",),
+    "name": ("nvmlDeviceGetName",),
+    "util_percent": ("nvmlDeviceGetUtilizationRates",),
+    # Version 1 counts what the driver reserves as used.
+    "memory_used_bytes": ("nvmlDeviceGetMemoryInfo nvmlMemory_v2", "nvmlDeviceGetMemoryInfo"),
+    "power_w": ("nvmlDeviceGetPowerUsage",),
+    "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit",),
+    "temperature_c": ("nvmlDeviceGetTemperature NVML_TEMPERATURE_GPU",),
+    "sm_clock_mhz": ("nvmlDeviceGetClockInfo NVML_CLOCK_SM",),
+    "memory_clock_mhz": ("nvmlDeviceGetClockInfo NVML_CLOCK_MEM",),
+    "max_sm_clock_mhz": ("nvmlDeviceGetMaxClockInfo NVML_CLOCK_SM",),
+    "throttle_reasons": (
+        "nvmlDeviceGetCurrentClocksEventReasons",
+        "nvmlDeviceGetCurrentClocksThrottleReasons",
+    ),
+    "ecc_corrected": (
+        "nvmlDeviceGetTotalEccErrors NVML_MEMORY_ERROR_TYPE_CORRECTED NVML_AGGREGATE_ECC",
+    ),
+    "ecc_uncorrected": (
+        "nvmlDeviceGetTotalEccErrors NVML_MEMORY_ERROR_TYPE_UNCORRECTED NVML_AGGREGATE_ECC",
+    ),
+    "pcie_gen": ("nvmlDeviceGetCurrPcieLinkGeneration",),
+    "pcie_gen_max": ("nvmlDeviceGetMaxPcieLinkGeneration",),
+    "pcie_width": ("nvmlDeviceGetCurrPcieLinkWidth",),
+    "pcie_width_max": ("nvmlDeviceGetMaxPcieLinkWidth",),
+    "pcie_rx_bytes_per_s": ("nvmlDeviceGetPcieThroughput NVML_PCIE_UTIL_RX_BYTES",),
+    "pcie_tx_bytes_per_s": ("nvmlDeviceGetPcieThroughput NVML_PCIE_UTIL_TX_BYTES",),
+    "energy_mj": ("nvmlDeviceGetTotalEnergyConsumption",),
+    "processes": (
+        "nvmlDeviceGetComputeRunningProcesses",
+        "nvmlDeviceGetComputeRunningProcesses_v2",
+    ),
+}
+"""Field -> the functions that give it, newer ones first, each with the constants it takes."""
+
 _START_REASONS = {
     "LIBRARY_NOT_FOUND": "no NVML library (libnvidia-ml.so.1) on this machine",
     "DRIVER_NOT_LOADED": "the NVIDIA driver is not loaded",
     "LIB_RM_VERSION_MISMATCH": "NVIDIA driver and library differ in version",
     "NO_PERMISSION": "no permission to use NVML",
 }
+_BINDINGS = "not supported by the installed pynvml"
+_REASON_LENGTH = 100
 
 
 class GpuSampler:
@@ -25,6 +70,7 @@ class GpuSampler:
         self._nvml: Any = None
         self._devices: list[_Device] = []
         self._tick = 0
+        self._silent_samples = 0
 
     def start(self) -> str:
         """Opens NVML; "active", or in words why no GPU is sampled."""
@@ -37,7 +83,7 @@ class GpuSampler:
             count = pynvml.nvmlDeviceGetCount()
         except pynvml.NVMLError as error:
             name = _error_name(pynvml, error)
-            return _START_REASONS.get(name, f"NVML says {_words(error)}")
+            return _START_REASONS.get(name, f"NVML says {_words(pynvml, error)}")
         self._nvml = pynvml
         if not count:
             return "NVML lists no GPU"
@@ -48,7 +94,17 @@ class GpuSampler:
         """One sample a device."""
         with_pcie = self._tick % PCIE_EVERY == 0
         self._tick += 1
-        return [device.sample(monotonic_ns, with_pcie) for device in self._devices]
+        samples = [device.sample(monotonic_ns, with_pcie) for device in self._devices]
+        answered = any(device.answered for device in self._devices)
+        self._silent_samples = 0 if answered else self._silent_samples + 1
+        return samples
+
+    def silence(self) -> str | None:
+        """Why it is useless to go on, in words, once no GPU has given a value for long."""
+        if self._silent_samples < SILENT_LIMIT:
+            return None
+        reasons = [reason for device in self._devices for reason in device.told.values()]
+        return f"no value in {SILENT_LIMIT} samples: {reasons[0] if reasons else 'no reason'}"
 
     def close(self) -> None:
         """Closes NVML."""
@@ -65,127 +121,98 @@ class _Device:
         self._nvml = nvml
         self._index = index
         self._handle: Any = None
-        self._unsupported: dict[str, str] = {}
-        self._reasons: dict[str, str] = {}
-        self._told: dict[str, str] | None = None
+        self._unsupported: dict[str, str] = {}  # by way: why
         self._static: dict[str, Any] = {}
-
-    def _ask(self, field: str, call: Callable[[Any], Any]) -> Any:
-        """The value, or None and a reason. What is not supported is not asked again."""
-        if field in self._unsupported:
-            self._reasons[field] = self._unsupported[field]
-            return None
-        nvml = self._nvml
-        try:
-            if self._handle is None:
-                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
-            return call(self._handle)
-        except nvml.NVMLError as error:
-            self._reasons[field] = _words(error)
-            if _error_name(nvml, error) in ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND"):
-                self._unsupported[field] = self._reasons[field]
-            return None
-
-    def _first(self, field: str, *calls: Callable[[Any], Any]) -> Any:
-        """The first call that gives a value: newer functions before older ones."""
-        for number, call in enumerate(calls):
-            value = self._ask(f"{field}#{number}", call)
-            reason = self._reasons.pop(f"{field}#{number}", None)
-            if value is not None:
-                self._reasons.pop(field, None)
-                return value
-            if reason is not None:
-                self._reasons[field] = reason
-        return None
-
-    def _fixed(self, field: str, call: Callable[[Any], Any]) -> Any:
-        if field not in self._static:
-            value = self._ask(field, call)
-            if value is None:
-                return None
-            self._static[field] = value
-        return self._static[field]
+        self._fresh: dict[str, str] = {}  # reasons that the samples do not hold yet
+        self.told: dict[str, str] = {}
+        self.answered = False
+        # Newer bindings raise this one, no NVMLError, where the driver lacks a function.
+        mismatch = getattr(nvml, "NVMLLibraryMismatchError", AttributeError)
+        self._misfits = (AttributeError, TypeError, mismatch)
 
     def sample(self, monotonic_ns: int, with_pcie: bool) -> GpuSample:
         """All values of this device now."""
-        nvml = self._nvml
-        self._reasons = {}
-        util = self._ask("util_percent", nvml.nvmlDeviceGetUtilizationRates)
-        memory = self._first(
-            "memory_used_bytes",
-            # Version 1 counts what the driver reserves as used.
-            lambda h: nvml.nvmlDeviceGetMemoryInfo(h, version=nvml.nvmlMemory_v2),
-            nvml.nvmlDeviceGetMemoryInfo,
-        )
-        power = self._ask("power_w", nvml.nvmlDeviceGetPowerUsage)
-        limit = self._fixed("power_limit_w", nvml.nvmlDeviceGetEnforcedPowerLimit)
-        processes = self._ask("processes", nvml.nvmlDeviceGetComputeRunningProcesses)
-        sample = GpuSample(
+        self._fresh, self.answered = {}, False
+        util = self._ask("util_percent")
+        memory = self._ask("memory_used_bytes")
+        celsius = self._ask("temperature_c")
+        processes = self._ask("processes")
+        rx, tx = "pcie_rx_bytes_per_s", "pcie_tx_bytes_per_s"
+        return GpuSample(
             monotonic_ns=monotonic_ns,
             index=self._index,
-            uuid=_text(self._fixed("uuid", nvml.nvmlDeviceGetUUID)),
-            name=_text(self._fixed("name", nvml.nvmlDeviceGetName)),
+            uuid=_text(self._fixed("uuid")),
+            name=_text(self._fixed("name")),
             util_percent=None if util is None else float(util.gpu),
             memory_util_percent=None if util is None else float(util.memory),
             memory_used_bytes=None if memory is None else int(memory.used),
             memory_total_bytes=None if memory is None else int(memory.total),
-            power_w=None if power is None else power / 1000,
-            power_limit_w=None if limit is None else limit / 1000,
-            temperature_c=self._temperature(),
-            sm_clock_mhz=self._ask("sm_clock_mhz", self._clock(nvml.NVML_CLOCK_SM)),
-            memory_clock_mhz=self._ask("memory_clock_mhz", self._clock(nvml.NVML_CLOCK_MEM)),
-            max_sm_clock_mhz=self._fixed(
-                "max_sm_clock_mhz", lambda h: nvml.nvmlDeviceGetMaxClockInfo(h, nvml.NVML_CLOCK_SM)
-            ),
-            throttle_reasons=self._first(
-                "throttle_reasons",
-                nvml.nvmlDeviceGetCurrentClocksEventReasons,
-                nvml.nvmlDeviceGetCurrentClocksThrottleReasons,
-            ),
-            ecc_corrected=self._ecc("ecc_corrected", nvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
-            ecc_uncorrected=self._ecc("ecc_uncorrected", nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
-            pcie_gen=self._ask("pcie_gen", nvml.nvmlDeviceGetCurrPcieLinkGeneration),
-            pcie_gen_max=self._fixed("pcie_gen_max", nvml.nvmlDeviceGetMaxPcieLinkGeneration),
-            pcie_width=self._ask("pcie_width", nvml.nvmlDeviceGetCurrPcieLinkWidth),
-            pcie_width_max=self._fixed("pcie_width_max", nvml.nvmlDeviceGetMaxPcieLinkWidth),
-            pcie_rx_bytes_per_s=self._pcie(with_pcie, "rx", nvml.NVML_PCIE_UTIL_RX_BYTES),
-            pcie_tx_bytes_per_s=self._pcie(with_pcie, "tx", nvml.NVML_PCIE_UTIL_TX_BYTES),
-            energy_mj=self._ask("energy_mj", nvml.nvmlDeviceGetTotalEnergyConsumption),
+            power_w=_watts(self._ask("power_w")),
+            power_limit_w=_watts(self._fixed("power_limit_w")),
+            temperature_c=None if celsius is None else float(celsius),
+            sm_clock_mhz=self._ask("sm_clock_mhz"),
+            memory_clock_mhz=self._ask("memory_clock_mhz"),
+            max_sm_clock_mhz=self._fixed("max_sm_clock_mhz"),
+            throttle_reasons=self._ask("throttle_reasons"),
+            ecc_corrected=self._ask("ecc_corrected"),
+            ecc_uncorrected=self._ask("ecc_uncorrected"),
+            pcie_gen=self._ask("pcie_gen"),
+            pcie_gen_max=self._fixed("pcie_gen_max"),
+            pcie_width=self._ask("pcie_width"),
+            pcie_width_max=self._fixed("pcie_width_max"),
+            pcie_rx_bytes_per_s=_bytes(self._ask(rx)) if with_pcie else None,
+            pcie_tx_bytes_per_s=_bytes(self._ask(tx)) if with_pcie else None,
+            energy_mj=self._ask("energy_mj"),
             processes=None if processes is None else [int(p.pid) for p in processes],
-            reasons=self._fresh_reasons(),
+            reasons=self._fresh,
         )
-        return sample
 
-    def _fresh_reasons(self) -> dict[str, str]:
-        """The reasons, where they differ from those of the previous sample."""
-        if self._reasons == self._told:
-            return {}
-        self._told = dict(self._reasons)
-        return self._told
+    def _ask(self, field: str) -> Any:
+        """The value by the first way that gives one, or None and a reason."""
+        reason = ""
+        for way in _WAYS[field]:
+            if way not in self._unsupported:
+                value, problem = self._call(way)
+                if not problem:
+                    self.answered = True
+                    self.told.pop(field, None)
+                    return value
+                # What fails for now says more than what is never supported.
+                if way not in self._unsupported:
+                    reason = problem
+        reason = reason or self._unsupported[_WAYS[field][-1]]
+        if self.told.get(field) != reason:
+            self.told[field] = self._fresh[field] = reason
+        return None
 
-    def _temperature(self) -> float | None:
-        nvml = self._nvml
-        value = self._ask(
-            "temperature_c", lambda h: nvml.nvmlDeviceGetTemperature(h, nvml.NVML_TEMPERATURE_GPU)
-        )
-        return None if value is None else float(value)
+    def _call(self, way: str) -> tuple[Any, str]:
+        """A value, or why there is none. What is not supported is noted, and not asked again."""
+        nvml, names = self._nvml, way.split()
+        missing = [name for name in names if not hasattr(nvml, name)]
+        if missing:
+            self._unsupported[way] = f"{_BINDINGS}: no {missing[0]}"
+            return None, self._unsupported[way]
+        try:
+            if self._handle is None:
+                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
+            function, *constants = (getattr(nvml, name) for name in names)
+            return function(self._handle, *constants), ""
+        except nvml.NVMLError as error:
+            reason = _words(nvml, error)
+            if _error_name(nvml, error) in ("NOT_SUPPORTED", "FUNCTION_NOT_FOUND"):
+                self._unsupported[way] = reason
+            return None, reason
+        except self._misfits as error:
+            self._unsupported[way] = f"{_BINDINGS}: {error}"[:_REASON_LENGTH]
+            return None, self._unsupported[way]
 
-    def _clock(self, kind: int) -> Callable[[Any], Any]:
-        return lambda handle: self._nvml.nvmlDeviceGetClockInfo(handle, kind)
-
-    def _ecc(self, field: str, kind: int) -> int | None:
-        nvml = self._nvml
-        value = self._ask(
-            field, lambda h: nvml.nvmlDeviceGetTotalEccErrors(h, kind, nvml.NVML_AGGREGATE_ECC)
-        )
-        return None if value is None else int(value)
-
-    def _pcie(self, with_pcie: bool, direction: str, counter: int) -> int | None:
-        if not with_pcie:
-            return None
-        field = f"pcie_{direction}_bytes_per_s"
-        value = self._ask(field, lambda h: self._nvml.nvmlDeviceGetPcieThroughput(h, counter))
-        return None if value is None else int(value) * 1024
+    def _fixed(self, field: str) -> Any:
+        if field not in self._static:
+            value = self._ask(field)
+            if value is None:
+                return None
+            self._static[field] = value
+        return self._static[field]
 
 
 def _error_name(nvml: Any, error: Any) -> str:
@@ -203,9 +230,21 @@ def _error_name(nvml: Any, error: Any) -> str:
     return ""
 
 
-def _words(error: Any) -> str:
-    return str(error)[:80]
+def _words(nvml: Any, error: Any) -> str:
+    """What NVML says of an error; not by `str`, which shows the bytes of old bindings as b'...'."""
+    words = None
+    with contextlib.suppress(nvml.NVMLError, AttributeError):
+        words = _text(nvml.nvmlErrorString(error.value))
+    return (words or f"error {error.value}")[:_REASON_LENGTH]
 
 
 def _text(value: Any) -> str | None:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _watts(milliwatts: Any) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
+
+
+def _bytes(kilobytes: Any) -> int | None:
+    return None if kilobytes is None else int(kilobytes) * 1024

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from traceml_agent.capture.device import device_memory
@@ -9,14 +11,23 @@ from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.samplers.gpu import GpuSampler
 from traceml_agent.capture.samplers.host import HostSampler
 from traceml_agent.capture.samplers.process import ProcessSampler
-from traceml_agent.guard import guarded
-from traceml_agent.schema.records import Record
+from traceml_agent.guard import FAULT_LIMIT, guarded, is_off
+from traceml_agent.schema.records import GpuSample, Record
 
 if TYPE_CHECKING:
     from traceml_agent.capture.session import Session
 
 JOIN_S = 1.0
 """How long the exit waits for the thread: it may sit in a slow NVML call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    """One source of samples. It has its own guard: what fails in it does not stop the others."""
+
+    name: str
+    sample: Callable[[int], Sequence[Record]]
+    close: Callable[[], None]
 
 
 class SamplerLoop:
@@ -29,9 +40,7 @@ class SamplerLoop:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="traceml", daemon=True)
         self._trainer_id = threading.get_native_id()
-        self._process: ProcessSampler | None = None
-        self._host: HostSampler | None = None
-        self._gpu: GpuSampler | None = None
+        self._samplers: list[_Sampler] = []
 
     def start(self) -> None:
         """Starts the thread; called in the training thread."""
@@ -44,12 +53,11 @@ class SamplerLoop:
             self._thread.join(JOIN_S)
         if not self._thread.is_alive():
             guarded("last sample", self._sample)
-        for sampler in (self._process, self._host, self._gpu):
-            if sampler is not None:
-                sampler.close()
+        for sampler in tuple(self._samplers):  # the thread may still be dropping one
+            guarded(f"close {sampler.name}", sampler.close)
 
     def _run(self) -> None:
-        guarded("samplers", self._open)
+        self._open()
         config = self._session.config
         next_sample = time.perf_counter()
         while True:
@@ -63,30 +71,64 @@ class SamplerLoop:
                 return
 
     def _open(self) -> None:
-        session, skip = self._session, self._session.config.skip
-        if "process" not in skip:
-            self._process = ProcessSampler(self._trainer_id, lambda: device_memory(session.torch))
-            session.set_status("process", "active")
-        if not self._is_node_speaker:
+        opens = [("process", self._open_process)]
+        if self._is_node_speaker:
+            opens += [("host", self._open_host), ("gpu", self._open_gpu)]
+        for name, open_sampler in opens:
+            if name not in self._session.config.skip:
+                self._session.set_status(name, "failed to start")  # stays if it raises
+                guarded(f"start {name}", open_sampler)
+
+    def _open_process(self) -> None:
+        torch = self._session.torch
+        process = ProcessSampler(self._trainer_id, lambda: device_memory(torch))
+        self._add("process", lambda now: [process.sample(now, self._recorder.last_step)], process)
+
+    def _open_host(self) -> None:
+        host = HostSampler()
+        self._add("host", lambda now: [host.sample(now)], host)
+
+    def _open_gpu(self) -> None:
+        gpu = GpuSampler()
+        status = gpu.start()
+        if status != "active":
+            self._session.set_status("gpu", status)
             return
-        if "host" not in skip:
-            self._host = HostSampler()
-            session.set_status("host", "active")
-        if "gpu" not in skip:
-            gpu = GpuSampler()
-            status = gpu.start()
-            session.set_status("gpu", status)
-            if status == "active":
-                self._gpu = gpu
+
+        def sample(monotonic_ns: int) -> list[GpuSample]:
+            samples = gpu.sample(monotonic_ns)
+            silence = gpu.silence()
+            if silence is not None:
+                self._drop("gpu", silence)
+            return samples
+
+        self._add("gpu", sample, gpu)
+
+    def _add(
+        self,
+        name: str,
+        sample: Callable[[int], Sequence[Record]],
+        sampler: ProcessSampler | HostSampler | GpuSampler,
+    ) -> None:
+        self._samplers.append(_Sampler(name, sample, sampler.close))
+        self._session.set_status(name, "active")
+
+    def _drop(self, name: str, reason: str) -> None:
+        for sampler in [sampler for sampler in self._samplers if sampler.name == name]:
+            self._samplers.remove(sampler)
+            self._session.set_status(name, reason)
+            guarded(f"close {name}", sampler.close)
 
     def _sample(self) -> None:
         now = time.perf_counter_ns()
         records: list[Record] = []
-        if self._process is not None:
-            records.append(self._process.sample(now, self._recorder.last_step))
-        if self._host is not None:
-            records.append(self._host.sample(now))
-        if self._gpu is not None:
-            records.extend(self._gpu.sample(now))
+        for sampler in tuple(self._samplers):
+            self._take(sampler, now, records)
         records.append(self._recorder.overhead(self._session.hot_path_ns()))
         self._recorder.write(records)
+
+    def _take(self, sampler: _Sampler, monotonic_ns: int, records: list[Record]) -> None:
+        place = f"sample {sampler.name}"
+        guarded(place, lambda: records.extend(sampler.sample(monotonic_ns)))
+        if is_off(place):
+            self._drop(sampler.name, f"switched off after {FAULT_LIMIT} faults")
