@@ -8,6 +8,23 @@ LEAST_STEPS = 2
 CONFIDENT_STEPS = 20
 """Under 2 steps nothing is said, under 20 nothing is critical. Source: summary contract."""
 
+_LABELS = {
+    "CREEP_EARLY": "MEMORY RISING",
+    "CREEP_CONFIRMED": "MEMORY CREEP",
+    "VERY_HIGH_GPU_MEMORY": "VERY HIGH GPU MEM",
+    "HIGH_GPU_MEMORY": "HIGH GPU MEM",
+    "HIGH_GPU_TEMPERATURE": "HIGH GPU TEMP",
+    "HIGH_GPU_POWER": "HIGH GPU PWR",
+    "HIGH_HOST_MEMORY": "HIGH RAM",
+    "LOW_GPU_UTILIZATION": "LOW GPU UTIL",
+    "MODERATE_GPU_UTILIZATION": "MODERATE GPU UTIL",
+    "GPU_MEMORY_RESERVED_OVERHANG": "HIGH CUDA ALLOCATOR RESERVED/ALLOCATED RATIO",
+    "LOW_GPU_UTILIZATION_UNEXPLAINED": "LOW GPU UTILIZATION",
+    "INSUFFICIENT_STEP_TIME_DATA": "INSUFFICIENT STEP-TIME DATA",
+}
+"""Labels that the kind does not spell. Source: the rules of traceml-ai 0.5.0, whose `compare` ranks
+a diagnosis by its label."""
+
 
 @dataclass(frozen=True, slots=True)
 class Issue:
@@ -34,8 +51,8 @@ class Issue:
 
 def label(kind: str) -> str:
     """A kind for people: `INPUT_BOUND` is shown as INPUT-BOUND, `NO_DATA` as NO DATA."""
-    joined = kind.endswith(("_BOUND", "_HEAVY", "_STRAGGLER"))
-    return kind.replace("_", "-" if joined else " ")
+    joined = kind.endswith(("_BOUND", "_HEAVY"))
+    return _LABELS.get(kind) or kind.replace("_", "-" if joined else " ")
 
 
 def by_severity(issues: list[Issue]) -> list[Issue]:

@@ -35,7 +35,7 @@ def primary_diagnosis(
             "step_time",
             issue["summary"],
             issue["action"],
-            {"type": "insufficient_data", "step_time_status": issue["status"], **issue["evidence"]},
+            {"type": "insufficient_data", **_observed(step_time, system), **issue["evidence"]},
         )
     if issue["severity"] != "info":
         return _promoted(issue, "step_time", _phase_share(issue, step_time, system))
@@ -53,7 +53,7 @@ def primary_diagnosis(
             "system",
             low["summary"],
             "No phase explains it: look for a small batch, small kernels, or work outside steps.",
-            {"type": "utilization_fallback", **low["evidence"]},
+            {"type": "utilization_fallback", **_observed(step_time, system), **low["evidence"]},
         )
     return _verdict(
         "NO_CLEAR_PERFORMANCE_BOTTLENECK",
@@ -61,7 +61,12 @@ def primary_diagnosis(
         "step_time",
         issue["summary"],
         issue["action"],
-        {"type": "no_clear_bottleneck", **issue["evidence"]},
+        {
+            **_figures(step_time),
+            "type": "no_clear_bottleneck",
+            **_observed(step_time, system),
+            **issue["evidence"],
+        },
     )
 
 
@@ -89,15 +94,31 @@ def _verdict(
 def _phase_share(
     issue: dict[str, Any], step_time: dict[str, Any], system: dict[str, Any]
 ) -> dict[str, Any]:
-    average = step_time["global"]["average"]
     return {
         "type": "phase_share",
-        "basis": "average",
-        "steps_analyzed": step_time["global"]["window"]["steps_analyzed"],
-        "diagnosis_clock": step_time["global"]["window"]["diagnosis_clock"],
-        **{name: average[name] for name in _SHOWN},
+        **_figures(step_time),
         "gpu_util_avg_percent": system["global"]["average"]["gpu_util_percent"],
         "score": issue["score"],
         "score_basis": "median_per_rank_step_time_share",
         "score_denominator": "step time without eval, checkpoint and compile, per rank",
+    }
+
+
+def _observed(step_time: dict[str, Any], system: dict[str, Any]) -> dict[str, Any]:
+    """What the verdicts that name no phase rest on."""
+    return {
+        "step_time_status": step_time["diagnosis"]["status"],
+        "steps_analyzed": step_time["global"]["window"]["steps_analyzed"],
+        "gpu_util_avg_percent": system["global"]["average"]["gpu_util_percent"],
+    }
+
+
+def _figures(step_time: dict[str, Any]) -> dict[str, Any]:
+    """The averages of the step over the window."""
+    window, average = step_time["global"]["window"], step_time["global"]["average"]
+    return {
+        "basis": "average",
+        "steps_analyzed": window["steps_analyzed"],
+        "diagnosis_clock": window["diagnosis_clock"],
+        **{name: average[name] for name in _SHOWN},
     }

@@ -64,6 +64,7 @@ def _of_rank(rank: ProcessFigures) -> list[Issue]:
                 "crit" if very else "warn",
                 rank,
                 "gpu_mem_reserved_percent",
+                "gpu_mem_reserved_peak_percent",
                 reserved,
                 VERY_HIGH_PERCENT if very else HIGH_PERCENT,
                 f"Device memory reserved by the process reached {reserved:.0f} %.",
@@ -83,6 +84,7 @@ def _of_rank(rank: ProcessFigures) -> list[Issue]:
                 "warn",
                 rank,
                 "gpu_mem_reserved_bytes",
+                "gpu_mem_reserved_overhang_ratio",
                 held / used,
                 OVERHANG_RATIO,
                 f"The allocator reserves {held / used:.1f} times what is allocated.",
@@ -98,6 +100,7 @@ def _of_rank(rank: ProcessFigures) -> list[Issue]:
                 "warn",
                 rank,
                 "ram_percent",
+                "ram_peak_percent",
                 rss,
                 HIGH_PERCENT,
                 f"Resident memory reached {rss:.0f} % of what the host or its cgroup has.",
@@ -111,6 +114,7 @@ def _of_rank(rank: ProcessFigures) -> list[Issue]:
                 "HIGH_PROCESS_CPU",
                 "info",
                 rank,
+                "cpu_capacity_percent",
                 "cpu_capacity_percent",
                 cpu,
                 HIGH_PERCENT,
@@ -140,7 +144,13 @@ def _imbalance(ranks: list[ProcessFigures]) -> list[Issue]:
             score=skew / 100,
             skew_pct=skew / 100,
             ranks=(worst,),
-            evidence={"skew_percent": skew, "threshold": IMBALANCE_WARN_PERCENT},
+            evidence={
+                "rank_gpu_reserved_imbalance_percent": skew,
+                "rank_gpu_memory_pressure_percent": high,
+                "rank_gpu_memory_pressure_rank": worst,
+                "skew_percent": skew,
+                "threshold": IMBALANCE_WARN_PERCENT,
+            },
         )
     ]
 
@@ -150,6 +160,7 @@ def _issue(
     severity: str,
     rank: ProcessFigures,
     metric: str,
+    evidence_name: str,
     value: float,
     threshold: float,
     summary: str,
@@ -163,5 +174,10 @@ def _issue(
         metric=metric,
         score=value / 100,
         ranks=(rank.rank,),
-        evidence={"value": value, "threshold": threshold},
+        evidence={
+            evidence_name: value,
+            "value": value,
+            "threshold": threshold,
+            "rank": rank.rank,
+        },
     )

@@ -88,7 +88,7 @@ def _pressure(rank: MemoryFigures) -> list[Issue]:
             metric="peak_reserved_bytes",
             score=share,
             ranks=(rank.rank,),
-            evidence={"share": share, "threshold": PRESSURE_WARN},
+            evidence={"pressure_frac": share, "share": share, "threshold": PRESSURE_WARN},
         )
     ]
 
@@ -121,6 +121,8 @@ def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue
         score=late / base,
         ranks=(rank.rank,),
         evidence={
+            "overall_abs_delta_bytes": grown,
+            "overall_worst_growth_pct": grown / max(points[0][1], 1),
             "slope_bytes_per_step": slope,
             "growth_last_third_bytes": late,
             "growth_second_third_bytes": middle,

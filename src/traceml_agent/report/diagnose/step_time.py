@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from traceml_agent.report.diagnose.issue import LEAST_STEPS, Issue, band, by_severity
 from traceml_agent.report.stats import median
+from traceml_agent.schema.phases import COMPUTE_PHASES
 
 SHARE_WARN = 0.10
 SHARE_CRIT = 0.20
@@ -17,6 +18,7 @@ _ADVICE = {
     "input_wait": (
         "INPUT_BOUND",
         "input",
+        "input_bound_share",
         "Waiting for the next batch takes",
         "Load in parallel and ahead: raise num_workers, then prefetch_factor and "
         "persistent_workers=True; make the work per item cheaper.",
@@ -24,6 +26,7 @@ _ADVICE = {
     "h2d": (
         "H2D_BOUND",
         "h2d",
+        "h2d_share",
         "Copying batches to the device takes",
         "Use pin_memory=True in the DataLoader and .to(device, non_blocking=True); move fewer or "
         "smaller tensors per step.",
@@ -31,6 +34,7 @@ _ADVICE = {
     "residual": (
         "RESIDUAL_HEAVY",
         "residual",
+        "residual_share",
         "Time that no phase claims takes",
         "Look at what the loop does between its calls of the model: logging, metrics, .item(), "
         "printing, writing files. Do it every N steps, or after the loop.",
@@ -46,6 +50,11 @@ class StepFigures:
     step_ms: float
     parts_ms: dict[str, float | int | None]
     missing: tuple[str, ...]
+
+    @property
+    def traced_ms(self) -> float:
+        """The step without the wait for its batch."""
+        return self.step_ms - (self.parts_ms.get("input_wait") or 0.0)
 
     @property
     def typical_ms(self) -> float:
@@ -98,13 +107,23 @@ def share(rank: StepFigures, part: str) -> float | None:
     return None if value is None or rank.typical_ms <= 0 else value / rank.typical_ms
 
 
+def share_of_step(ranks: list[StepFigures], part: str) -> float | None:
+    """Median over the ranks of a part of the whole step, 0 to 1: what the tables show.
+
+    The verdict rests on `share`, of the typical step; they differ where a step holds evaluation.
+    """
+    parts = [(rank.parts_ms.get(part), rank.step_ms) for rank in ranks]
+    return median([value / step for value, step in parts if value is not None and step > 0])
+
+
 def _bound(part: str, ranks: list[StepFigures], steps: int, clock: str) -> Issue | None:
     shares = [s for rank in ranks if (s := share(rank, part)) is not None]
     typical = median(shares)
     severity = None if typical is None else band(typical, SHARE_WARN, SHARE_CRIT, steps)
     if severity is None or typical is None:
         return None
-    kind, phase, words, action = _ADVICE[part]
+    kind, phase, share_name, words, action = _ADVICE[part]
+    of_step = share_of_step(ranks, part)
     values = [v for rank in ranks if (v := rank.parts_ms.get(part)) is not None]
     middle_ms = median(values) or 0.0
     return Issue(
@@ -116,12 +135,14 @@ def _bound(part: str, ranks: list[StepFigures], steps: int, clock: str) -> Issue
         metric=part,
         phase=phase,
         score=typical,
-        share_pct=typical,
+        share_pct=of_step,
         ranks=tuple(rank.rank for rank in ranks),
         evidence={
             f"{part}_ms": middle_ms,
+            "traced_step_time_ms": median([rank.traced_ms for rank in ranks]),
             "step_time_ms": median([rank.step_ms for rank in ranks]),
             "typical_step_ms": median([rank.typical_ms for rank in ranks]),
+            share_name: of_step,
             "share": typical,
             "threshold_warn": SHARE_WARN,
             "threshold_crit": SHARE_CRIT,
@@ -143,8 +164,8 @@ def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool
             "Nothing around the model holds it back. To go faster, make the model's own work "
             "cheaper: mixed precision, torch.compile, a larger batch, fused optimizers.",
             metric="compute",
-            phase="compute",
-            share_pct=compute,
+            phase=_largest_compute(ranks),
+            share_pct=share_of_step(ranks, "compute"),
             ranks=typical,
             evidence=evidence,
         )
@@ -155,9 +176,17 @@ def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool
         f"No part around the model takes 10 % of the step; compute takes {compute:.0%}.{waited}",
         "Nothing stands out. Compare runs, or look at the largest phase of the table.",
         metric="step_time",
-        share_pct=compute,
+        share_pct=share_of_step(ranks, "compute"),
         ranks=typical,
         evidence=evidence,
+    )
+
+
+def _largest_compute(ranks: list[StepFigures]) -> str:
+    """The phase of compute that takes longest in the median over the ranks."""
+    return max(
+        COMPUTE_PHASES,
+        key=lambda name: median([rank.parts_ms.get(name) or 0.0 for rank in ranks]) or 0.0,
     )
 
 

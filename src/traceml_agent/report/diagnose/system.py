@@ -60,6 +60,7 @@ def _of_host(node: NodeFigures) -> list[Issue]:
                 "info",
                 node,
                 "cpu_percent",
+                "cpu_avg_percent",
                 cpu,
                 HIGH_PERCENT,
                 f"All cores of the host are {cpu:.0f} % busy on average.",
@@ -74,6 +75,7 @@ def _of_host(node: NodeFigures) -> list[Issue]:
                 "warn",
                 node,
                 "ram_percent",
+                "ram_peak_percent",
                 memory,
                 HIGH_PERCENT,
                 f"Memory of the host reached {memory:.0f} %.",
@@ -95,6 +97,7 @@ def _of_gpus(node: NodeFigures) -> list[Issue]:
                 "info" if not low else "warn",
                 node,
                 "gpu_util_percent",
+                "gpu_util_avg_percent",
                 util,
                 LOW_UTIL_PERCENT if low else MODERATE_UTIL_PERCENT,
                 f"The GPUs ran a kernel in {util:.0f} % of the time.",
@@ -118,10 +121,12 @@ def _of_gpu(node: NodeFigures, gpu: dict[str, Any]) -> list[Issue]:
                 "crit" if very else "warn",
                 node,
                 "gpu_mem_percent",
+                "gpu_mem_peak_percent",
                 memory,
                 VERY_HIGH_PERCENT if very else HIGH_PERCENT,
                 f"Memory of {name} reached {memory:.0f} %.",
                 "Reduce batch size or activations before something larger comes by.",
+                gpu["index"],
             )
         )
     heat = gpu["peak_temperature_c"]
@@ -132,10 +137,12 @@ def _of_gpu(node: NodeFigures, gpu: dict[str, Any]) -> list[Issue]:
                 "warn",
                 node,
                 "gpu_temp_c",
+                "gpu_temp_peak_c",
                 heat,
                 HOT_C,
                 f"{name} reached {heat:.0f} C and may lower its clocks.",
                 "Check the cooling and the neighbours of the device.",
+                gpu["index"],
             )
         )
     if gpu["power_w"] is not None and gpu["power_limit_w"]:
@@ -147,10 +154,12 @@ def _of_gpu(node: NodeFigures, gpu: dict[str, Any]) -> list[Issue]:
                     "info",
                     node,
                     "gpu_power_w",
+                    "gpu_power_avg_limit_percent",
                     power,
                     HIGH_POWER_PERCENT,
                     f"{name} draws {power:.0f} % of its power limit on average.",
                     "Expected for a busy device; a higher limit may raise the clocks.",
+                    gpu["index"],
                 )
             )
     return found
@@ -161,11 +170,16 @@ def _issue(
     severity: str,
     node: NodeFigures,
     metric: str,
+    evidence_name: str,
     value: float,
     threshold: float,
     summary: str,
     action: str,
+    gpu: int | None = None,
 ) -> Issue:
+    scope = {"level": "node", "node": str(node.node), "node_rank": node.node}
+    if gpu is not None:
+        scope |= {"level": "gpu", "gpu_idx": gpu}
     return Issue(
         kind,
         severity,
@@ -173,5 +187,11 @@ def _issue(
         action,
         metric=metric,
         score=value / 100,
-        evidence={"value": value, "threshold": threshold, "node_rank": node.node},
+        evidence={
+            evidence_name: value,
+            "value": value,
+            "threshold": threshold,
+            "node_rank": node.node,
+            "scope": scope,
+        },
     )

@@ -9,6 +9,7 @@ from traceml_agent.report.sections.shape import (
     identity_of,
     metadata,
     sample_window,
+    sampled_s,
     section,
 )
 from traceml_agent.report.stats import mean
@@ -28,6 +29,9 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
             window,
             PROCESS_METRICS,
             samples,
+            duration_s=sampled_s(
+                view.ranks, lambda rank: [s.monotonic_ns for s in rank.spool.process_samples]
+            ),
             global_ranks_seen=len(view.ranks),
             global_ranks_used=sum(bool(rank.spool.process_samples) for rank in view.ranks),
         ),

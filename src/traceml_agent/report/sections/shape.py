@@ -1,6 +1,8 @@
 """The common shape of all sections: metadata, diagnosis, global figures, one row an index."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from traceml_agent.report.diagnose.issue import Issue
@@ -111,9 +113,11 @@ def section(
             if (value := row.metrics.get(name)) is not None
         ]
         average[name] = sum(value for value, _ in values) / len(values) if values else None
-        middle[name] = _point(sorted(values)[len(values) // 2] if values else None)
+        ordered = sorted(values, key=itemgetter(0))
+        # Of two middle rows the lower: with two ranks the upper one is the worst already.
+        middle[name] = _point(ordered[(len(ordered) - 1) // 2] if values else None)
         pick = min if name in LOWEST_IS_WORST else max
-        worst[name] = _point(pick(values) if values else None)
+        worst[name] = _point(pick(values, key=itemgetter(0)) if values else None)
     return {
         "metadata": meta,
         "diagnosis": found[0],
@@ -136,6 +140,12 @@ def section(
         "card": "\n".join(card),
         **(extra or {}),
     }
+
+
+def sampled_s(ranks: Iterable[RankView], times_ns: Callable[[RankView], list[int]]) -> float | None:
+    """Seconds from the first to the last sample over all ranks; None without any."""
+    walls = [wall_s(rank, found[i]) for rank in ranks if (found := times_ns(rank)) for i in (0, -1)]
+    return max(walls) - min(walls) if walls else None
 
 
 def step_window(window: Window, clock: str | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from traceml_agent.report.sections.shape import (
     metadata,
     nodes_of,
     sample_window,
+    sampled_s,
     section,
 )
 from traceml_agent.report.stats import mean
@@ -33,6 +34,9 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
             window,
             SYSTEM_METRICS,
             samples,
+            duration_s=sampled_s(
+                speakers.values(), lambda rank: [s.monotonic_ns for s in rank.spool.host_samples]
+            ),
             nodes_expected=expected,
             nodes_observed=seen,
             nodes_coverage=f"{seen}/{expected}",
