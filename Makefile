@@ -35,6 +35,7 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/overhead/bench.py
+	TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py
 
 docs: $(VENV)/.test
 	$(BIN)/traceml-agent config --markdown > docs/configuration.md.new

@@ -162,8 +162,7 @@ class OpenStep:
 
     def _forget_provisional(self) -> None:
         self._input_ns = self._h2d_ns = self._forward_ns = 0
-        if self._batches:
-            self._batches = []
+        self._batches.clear()
         self._eval_seen = self._evaluated = False
 
     # Closing
@@ -185,9 +184,7 @@ class OpenStep:
         self._close(measured, end)
         self.segment = Segment(end)
         self._proven = False
-        self._input_ns = self._h2d_ns = self._forward_ns = 0
-        self._batches = []
-        self._eval_seen = self._evaluated = False
+        self._forget_provisional()
 
     def _close(self, measured: Segment, end: int) -> None:
         step = self.step = self.step + 1
@@ -206,7 +203,7 @@ class OpenStep:
         if self.device is not None:
             self.device.close_step(step)
         self._done = None
-        self._optimizers = []
+        self._optimizers.clear()
         self._attend = False
         if len(self._roles) > ROLES_LIMIT:
             self._roles.clear()

@@ -13,7 +13,7 @@ from traceml_agent.guard import faults
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
 from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record, StepSums
 from traceml_agent.spool.reader import batches_of
-from traceml_agent.spool.ring import HEADER_SIZE, RECORD, RECORD_SIZE, Ring, Row
+from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, Ring, Row, pack_step
 from traceml_agent.spool.writer import SpoolWriter, sums_of
 
 
@@ -77,25 +77,17 @@ class Recorder:
     ) -> None:
         """Keeps a closed step where a SIGKILL cannot take it."""
         samples = measured.samples
-        row = (
-            step,
-            start_ns,
-            duration_ns,
-            *measured.acc,
-            measured.d2h_ns,
-            micro_batches,
-            -1 if samples is None or not measured.batches else samples,
-            measured.updates,
-            step,
-        )
+        if samples is None or not measured.batches:
+            samples = -1
+        counts = (measured.d2h_ns, micro_batches, samples, measured.updates, step)
         ring = self.ring
         if ring is None:
-            self._rows.append(row)
+            self._rows.append((step, start_ns, duration_ns, *measured.acc, *counts))
         else:
             if step - ring.drained > ring.capacity:
                 self.drain()
             offset = HEADER_SIZE + (step - 1) % ring.capacity * RECORD_SIZE
-            RECORD.pack_into(ring.buffer, offset, *row)
+            pack_step(ring.buffer, offset, step, start_ns, duration_ns, *measured.acc, *counts)
         self.last_step = step
         if not measured.forwards and self.on_no_forward is not None:
             self.on_no_forward(step)

@@ -240,7 +240,7 @@ class StepTracker(OpenStep):
                 else:
                     segment.loader, segment.batches, segment.samples = key, 1, samples
                 roles[key] = INPUT_WAIT
-            self._batches = []
+            self._batches.clear()
         self._input_ns = self._h2d_ns = self._forward_ns = 0
         self._eval_seen = self._evaluated = False
         if self.on_proof is not None:

@@ -20,6 +20,7 @@ HEADER_SIZE = 64
 # step, start, duration, the phases, d2h, micro_batches, samples (-1: not seen), updates, step
 RECORD = struct.Struct(f"<{3 + len(PHASES) + 5}q")
 RECORD_SIZE = RECORD.size
+pack_step = RECORD.pack_into
 DEFAULT_CAPACITY = 4096
 
 Row = tuple[int, ...]

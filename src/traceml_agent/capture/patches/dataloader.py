@@ -69,19 +69,20 @@ def samples_in(batch: Any, sampler: Any) -> int | None:
     item = batch
     depth = 0
     while depth < 4:
-        shape = getattr(item, "shape", None)
-        if shape is not None:
-            leading = int(shape[0]) if len(shape) else None
-            if depth <= 1 or leading == getattr(sampler, "batch_size", None):
-                return leading
-            return None
-        if isinstance(item, dict):
-            item = next(iter(item.values()), None)
-        elif isinstance(item, (list, tuple)) and item:
+        kind = type(item)
+        if kind is list or kind is tuple or isinstance(item, (list, tuple)):
             if depth == 1 and len(item) == getattr(sampler, "batch_size", None):
                 return len(item)
-            item = item[0]
+            item = item[0] if item else None
+        elif isinstance(item, dict):
+            item = next(iter(item.values()), None)
         else:
+            shape = getattr(item, "shape", None)
+            if not shape:
+                return None
+            leading = int(shape[0])
+            if depth <= 1 or leading == getattr(sampler, "batch_size", None):
+                return leading
             return None
         depth += 1
     return None

@@ -160,7 +160,7 @@ def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool
         return Issue(
             "COMPUTE_BOUND",
             "info",
-            f"Forward, backward and optimizer take {compute:.0%} of the step.",
+            f"Forward, backward and optimizer take {compute:.0%} of {_basis(ranks)}.",
             "Nothing around the model holds it back. To go faster, make the model's own work "
             "cheaper: mixed precision, torch.compile, a larger batch, fused optimizers.",
             metric="compute",
@@ -180,6 +180,12 @@ def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool
         ranks=typical,
         evidence=evidence,
     )
+
+
+def _basis(ranks: list[StepFigures]) -> str:
+    """In words what shares are of."""
+    whole = all(rank.typical_ms == rank.step_ms for rank in ranks)
+    return "the step" if whole else "the step without evaluation, checkpoints and compilation"
 
 
 def _largest_compute(ranks: list[StepFigures]) -> str:

@@ -1,0 +1,173 @@
+"""What the patches cost a step, by putting them in and out inside one process.
+
+`TRACEML_ENABLE=1 python tests/overhead/paired.py` prints the paired difference, and beside it what
+the agent reports of itself. Blocks of 30 steps follow in random order, so the moods of a shared
+machine fall on both sides; separate processes differ by more than the patches cost.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from _thread import get_ident
+
+import torch
+import torch.optim.optimizer as optimizers
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, dataloader
+
+from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.steps import StepTracker
+
+BLOCK = 30
+SETTLE = 10
+"""Steps after a change that are not timed: CPython specialises changed code anew."""
+
+
+class Endless(Dataset):
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, index):
+        return index
+
+
+class EmptyTracker(StepTracker):
+    """Takes every event and does nothing: what remains is the cost of being called."""
+
+    __slots__ = ()
+
+    def begin_fetch(self, key):
+        pass
+
+    def end_fetch(self, samples):
+        pass
+
+    def enter(self, phase):
+        return -1
+
+    def end_forward(self, previous, in_training_mode):
+        pass
+
+    def begin_backward(self):
+        return -1
+
+    def end_backward(self, previous):
+        pass
+
+    def begin_update(self, optimizer_id):
+        pass
+
+    def end_update(self):
+        pass
+
+
+def build(modules):
+    if modules == 3:
+        return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
+    layers = [layer for _ in range(modules // 2) for layer in (nn.Linear(32, 32), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(32, 10))
+
+
+def training(modules):
+    """A function that trains `count` steps on one fixed batch."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = build(modules)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch = (torch.randn(32, 32), torch.randint(0, 10, (32,)))
+    loader = iter(DataLoader(Endless(), batch_size=1, collate_fn=lambda _: batch))
+
+    def train(count):
+        for _ in range(count):
+            inputs, labels = next(loader)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+
+    return train
+
+
+class Patches:
+    """Takes the patches of the hot path out and puts them back."""
+
+    def __init__(self):
+        self.places = [
+            (dataloader._BaseDataLoaderIter, "__next__"),
+            (torch.autograd, "backward"),
+            (nn.Sequential, "__call__"),  # where the forward patch has moved to
+        ]
+        self.patched = [vars(owner)[name] for owner, name in self.places]
+        self.originals = [original_of(function) for function in self.patched]
+        self.before = dict(optimizers._global_optimizer_pre_hooks)
+        self.after = dict(optimizers._global_optimizer_post_hooks)
+
+    def put(self, on):
+        functions = self.patched if on else self.originals
+        for (owner, name), function in zip(self.places, functions, strict=True):
+            setattr(owner, name, function)
+        optimizers._global_optimizer_pre_hooks.clear()
+        optimizers._global_optimizer_post_hooks.clear()
+        if on:
+            optimizers._global_optimizer_pre_hooks.update(self.before)
+            optimizers._global_optimizer_post_hooks.update(self.after)
+
+
+def original_of(function):
+    names = function.__code__.co_freevars
+    return function.__closure__[names.index("original")].cell_contents
+
+
+def paired(train, variants, blocks):
+    """Medians of thread CPU in microseconds a step, by name of the variant."""
+    times = {name: [] for name in variants}
+    names = list(variants)
+    for _ in range(blocks):
+        random.shuffle(names)
+        for name in names:
+            variants[name]()
+            train(SETTLE)
+            begun = time.thread_time_ns()
+            train(BLOCK)
+            times[name].append((time.thread_time_ns() - begun) / BLOCK / 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--modules", type=int, default=3)
+    parser.add_argument("--blocks", type=int, default=150)
+    arguments = parser.parse_args()
+    random.seed(0)
+    train = training(arguments.modules)
+    train(300)
+    if SESSION.recorder is None or SESSION.discovery.wide:
+        raise SystemExit("run this with TRACEML_ENABLE=1 and every patch in")
+    patches, tracker = Patches(), SESSION.tracker
+    tracker_class = type(tracker)
+    opened, step = tracker.opened, tracker.step
+    train(1000)
+    hot_path_us = (tracker.opened - opened) * SESSION.phase_cost_ns / (tracker.step - step) / 1e3
+
+    def put(on, cls):
+        tracker.__class__ = cls
+        patches.put(on)
+
+    found = paired(
+        train,
+        {
+            "off": lambda: put(False, tracker_class),
+            "empty": lambda: put(True, EmptyTracker),
+            "on": lambda: put(True, tracker_class),
+        },
+        arguments.blocks,
+    )
+    assert tracker.owner == get_ident()
+    print(f"{arguments.modules} modules, step of {found['off']:.0f} us without the agent")
+    print(f"  patches that call nothing: {found['empty'] - found['off']:+.1f} us")
+    print(f"  patches as they are:       {found['on'] - found['off']:+.1f} us")
+    print(f"  reported by the agent:     {hot_path_us:+.1f} us (its training thread)")
+
+
+if __name__ == "__main__":
+    main()
