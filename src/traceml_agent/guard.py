@@ -8,10 +8,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from traceml_agent.schema.records import Fault
+
+Value = TypeVar("Value")
 
 FAULT_LIMIT = 3
 """Chosen: the first fault may be bad luck, the third at one place is a defect of that place."""
@@ -71,3 +73,18 @@ def forget_faults() -> None:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300]
+
+
+def or_none(look: Callable[..., Value]) -> "Callable[..., Value | None]":
+    """`look`, giving None where it fails: for looks at objects of the user, which may do anything.
+
+    Not a fault: an object whose attributes raise is the user's business.
+    """
+
+    def looked(*args: Any) -> "Value | None":
+        try:
+            return look(*args)
+        except Exception:  # noqa: BLE001  # whatever the user's object raises
+            return None
+
+    return looked

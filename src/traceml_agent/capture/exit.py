@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.say import say, takes_unicode
 from traceml_agent.capture.session import SESSION, Session
+from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.guard import guard
 
 if TYPE_CHECKING:
@@ -280,6 +281,10 @@ def _say_why_nothing() -> None:
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         return  # a worker: its parent speaks
+    hidden = hidden_module()
+    if hidden is not None:
+        say(f"nothing was recorded: {hidden} hides a module that the agent needs; rename it")
+        return
     if _relative_recorded():
         return
     say(f"nothing was recorded: {_why_nothing()}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
+from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.config import Config, resolve
 from traceml_agent.guard import forget_faults, guard
@@ -68,6 +69,11 @@ class Session:
         """The first proof of training: opens the spool."""
         with guard("activate"):
             begun = time.perf_counter_ns()
+            hidden = hidden_module()
+            if hidden is not None:
+                self.refusal = f"{hidden} hides a module that the agent needs; rename it"
+                say(f"nothing is recorded: {self.refusal}")
+                return
             from traceml_agent.capture.calibration import discard_step, phase_cost_ns
             from traceml_agent.capture.opening import open_recorder
 

@@ -1,12 +1,17 @@
 """Times `next()` on a DataLoader, in all worker modes: the phase input_wait."""
 
 from _thread import get_ident
+from collections.abc import Mapping
 from typing import Any
 
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import or_none
 from traceml_agent.schema.phases import OPTIMIZER
+
+NESTING_LIMIT = 4
+"""Chosen: a batch of pairs of dictionaries of lists is still seen; a cycle ends here."""
 
 
 def install(torch: Any) -> str:
@@ -60,6 +65,7 @@ def _patch_get_iterator(loader_class: Any) -> None:
     loader_class._get_iterator = like(_get_iterator, original)
 
 
+@or_none
 def samples_in(batch: Any, sampler: Any) -> int | None:
     """Number of samples in a collated batch, None if its shape does not tell.
 
@@ -67,22 +73,16 @@ def samples_in(batch: Any, sampler: Any) -> int | None:
     lists of images) only if it agrees with the batch size of the sampler.
     """
     item = batch
-    depth = 0
-    while depth < 4:
-        kind = type(item)
-        if kind is list or kind is tuple or isinstance(item, (list, tuple)):
-            if depth == 1 and len(item) == getattr(sampler, "batch_size", None):
+    for depth in range(NESTING_LIMIT):
+        if isinstance(item, (list, tuple)):
+            if depth == 1 and len(item) == sampler.batch_size:
                 return len(item)
-            item = item[0] if item else None
-        elif isinstance(item, dict):
-            item = next(iter(item.values()), None)
-        else:
-            shape = getattr(item, "shape", None)
-            if not shape:
-                return None
+            item = item[0]
+        elif (shape := getattr(item, "shape", None)) is not None:
             leading = int(shape[0])
-            if depth <= 1 or leading == getattr(sampler, "batch_size", None):
-                return leading
+            return leading if depth <= 1 or leading == sampler.batch_size else None
+        elif isinstance(item, Mapping):
+            item = next(iter(item.values()))
+        else:
             return None
-        depth += 1
     return None

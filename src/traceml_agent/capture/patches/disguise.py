@@ -5,9 +5,13 @@ from typing import Any, TypeVar, cast
 
 Function = TypeVar("Function")
 
+UNCOUNTED = "(importlib._bootstrap)"
+"""In the file name of a frame it makes `warnings` pass over it when it counts `stacklevel`, or a
+warning would name another line than without the agent. Source: is_internal_frame in _warnings.c."""
+
 
 def like(wrapper: Function, original: Any) -> Function:
-    """The wrapper with the names and the documentation of the original.
+    """The wrapper with the names and documentation of the original, and a frame nobody counts.
 
     By hand: `functools.wraps` also copies `__dict__`, where Dynamo keeps its markers, and sets
     `__wrapped__`, which `inspect` follows.
@@ -17,6 +21,9 @@ def like(wrapper: Function, original: Any) -> Function:
         value = getattr(original, name, None)
         if value is not None:
             setattr(wrapper, name, value)
+    code = wrapper.__code__  # type: ignore[attr-defined]  # a function
+    file_name = code.co_filename + UNCOUNTED
+    wrapper.__code__ = code.replace(co_filename=file_name)  # type: ignore[attr-defined]
     return wrapper
 
 

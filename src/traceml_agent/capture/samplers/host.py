@@ -2,8 +2,6 @@
 
 import os
 
-import psutil
-
 from traceml_agent.capture.samplers.cgroup import (
     Throttling,
     cpu_quota,
@@ -65,6 +63,8 @@ class HostSampler:
     def _cpu_percent(self) -> float | None:
         before, self._before = self._before, self._cpu_ticks()
         if self._before is None:
+            import psutil
+
             return float(psutil.cpu_percent())
         if before is None or self._before[0] <= before[0]:
             return None
@@ -75,6 +75,8 @@ class HostSampler:
         numbers = keyed_numbers(self._meminfo.read())
         if "MemTotal" in numbers and "MemAvailable" in numbers:
             return numbers["MemTotal"] * 1024, numbers["MemAvailable"] * 1024
+        import psutil
+
         try:
             memory = psutil.virtual_memory()
         except (psutil.Error, OSError):

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Callable
-
-import psutil
+from typing import Any
 
 from traceml_agent.capture.samplers.proc import ProcFile, keyed_numbers
 from traceml_agent.schema.records import DeviceMemory, ProcessSample
@@ -29,7 +28,7 @@ class ProcessSampler:
         thread = training_thread_native_id or os.getpid()
         self._status = ProcFile(f"/proc/self/task/{thread}/status")
         self._schedstat = ProcFile(f"/proc/self/task/{thread}/schedstat")
-        self._fallback = None if self._stat.read() else psutil.Process()
+        self._fallback = None if self._stat.read() else _portable_process()
 
     def sample(self, monotonic_ns: int, step: int) -> ProcessSample:
         """The counters now; `step` is the last closed step."""
@@ -60,7 +59,9 @@ class ProcessSampler:
             devices=self._device_memory(),
         )
 
-    def _portable(self, process: psutil.Process, monotonic_ns: int, step: int) -> ProcessSample:
+    def _portable(self, process: Any, monotonic_ns: int, step: int) -> ProcessSample:
+        import psutil
+
         try:
             with process.oneshot():
                 times = process.cpu_times()
@@ -79,3 +80,10 @@ class ProcessSampler:
         """Closes the kept files."""
         for file in (self._stat, self._statm, self._io, self._status, self._schedstat):
             file.close()
+
+
+def _portable_process() -> Any:
+    # Only where it is needed: its import brings modules in that a program may have its own of.
+    import psutil
+
+    return psutil.Process()
