@@ -56,12 +56,12 @@ def describe(handler):
 def descriptors():
     """What is open, aside from the agent's files: of its run, and of the kernel's figures."""
     own = re.compile(r"/runs/|^/proc/(\d+/|pressure/|stat$|meminfo$)|^/sys/fs/cgroup/")
-    found = []
+    found = set()  # how many pipes there are is a matter of when a queue is collected
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the descriptor of the listing itself
         if not own.search(target):
-            found.append(re.sub(r"\[\d+\]|_\d+_\d+_\d+", "", target))
+            found.add(re.sub(r"\[\d+\]|_\d+_\d+_\d+", "", target))
     return sorted(found)

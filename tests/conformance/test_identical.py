@@ -45,10 +45,13 @@ def comparable(text, directory):
 
 
 def files_below(directory):
-    """Every file that the program wrote, with a hash of its bytes."""
+    """Every file that the program wrote, with a hash of its bytes.
+
+    Not the cache of inductor: its binaries differ between any two runs.
+    """
     found = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
-        if path.is_file() and not name.startswith("runs/") and "__pycache__" not in name:
+        if path.is_file() and not re.match(r"runs/|torchinductor_|.*__pycache__", name):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -108,6 +108,7 @@ def close_spool(
             _LEAVING.loop.stop()
     with guard("last flush"):
         recorder.drain()
+    with guard("end record"):
         recorder.write(
             [
                 recorder.overhead(SESSION.hot_path_ns()),

@@ -10,7 +10,17 @@ from typing import Any
 
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.updates import UpdateProbe
-from traceml_agent.schema.phases import BACKWARD, FORWARD, INPUT_WAIT, OPTIMIZER, PHASES
+from traceml_agent.guard import INTERNAL, fault, is_off
+from traceml_agent.schema.phases import (
+    BACKWARD,
+    EVAL,
+    FORWARD,
+    H2D,
+    INPUT_WAIT,
+    OPTIMIZER,
+    PATCH_OF_PHASE,
+    PHASES,
+)
 
 NONE = -1
 IDLE_NS = 10_000_000_000
@@ -57,6 +67,7 @@ class OpenStep:
         "last_duration",
         "on_close",
         "on_proof",
+        "on_shut",
         "opened",
         "optimizer_calls",
         "outside",
@@ -75,13 +86,18 @@ class OpenStep:
         self.on_close = on_close
         self.device: Any = None  # a DeviceTimer once a CUDA device is in use
         self.probe = UpdateProbe()
-        self.phase = NONE
         self.since = 0  # when the open phase, or the time between phases, began
         self.step = 0  # last closed step
         self.last_duration = 0
         self.opened = 0  # phases opened so far, for the cost estimate
         self.optimizer_calls = 0
         self.outside = [0] * len(PHASES)
+        self.on_shut: Callable[[str], None] | None = None  # a patch failed too often
+        self._roles: dict[int, int] = {}  # loader -> INPUT_WAIT or EVAL
+        self._forget_step()
+
+    def _forget_step(self) -> None:
+        self.phase = NONE
         self.segment = Segment(0)
         self._done: Segment | None = None  # earlier segments of the open step
         self._done_end = 0
@@ -91,7 +107,6 @@ class OpenStep:
         self._optimizer_depth = 0
         self._opened_update = False
         self._in_scaler = False
-        self._roles: dict[int, int] = {}  # loader -> INPUT_WAIT or EVAL
         self._fetch_key = 0
         self._carried = 0  # batches fetched ahead
         # Provisional: since the last proof
@@ -102,35 +117,54 @@ class OpenStep:
         self._eval_seen = False  # a call without gradients, or of a module in eval mode
         self._evaluated = False  # batches turned out to be evaluation
 
+    def _fail(self, patch: str, error: Exception) -> None:
+        """An error of ours stops here: it is counted, and the step in progress is forgotten.
+
+        Device timing ends with it: an error of CUDA comes out of whatever call is next.
+        """
+        self._forget_step()
+        self.device = None
+        fault(patch, error)
+        if is_off(patch) and self.on_shut is not None:
+            self.on_shut(patch)
+
     # Opening and closing phases
 
     def enter(self, phase: int) -> int:
         """Opens a phase; returns the one it interrupts, to be handed to `leave`."""
-        now = clock()
-        if self._attend:
-            self._begin_segment(phase, now)
-        previous = self.phase
-        if previous >= 0:
-            self.segment.acc[previous] += now - self.since
-        if self.device is not None:
-            self.device.switch(previous, phase)
-        self.phase = phase
-        self.since = now
-        self.opened += 1
-        return previous
+        try:
+            now = clock()
+            if self._attend:
+                self._begin_segment(phase, now)
+            previous = self.phase
+            if previous >= 0:
+                self.segment.acc[previous] += now - self.since
+            if self.device is not None:
+                self.device.switch(previous, phase)
+            self.phase = phase
+            self.since = now
+            self.opened += 1
+            return previous
+        except INTERNAL as error:
+            self._fail(PATCH_OF_PHASE[PHASES[phase]], error)
+            return NONE
 
     def leave(self, previous: int) -> int:
         """Closes the open phase, resumes `previous`; returns the nanoseconds since it opened."""
-        now = clock()
-        phase = self.phase
-        elapsed = now - self.since
-        if phase >= 0:
-            self.segment.acc[phase] += elapsed
-        if self.device is not None:
-            self.device.switch(phase, previous)
-        self.phase = previous
-        self.since = now
-        return elapsed
+        try:
+            now = clock()
+            phase = self.phase
+            elapsed = now - self.since
+            if phase >= 0:
+                self.segment.acc[phase] += elapsed
+            if self.device is not None:
+                self.device.switch(phase, previous)
+            self.phase = previous
+            self.since = now
+            return elapsed
+        except INTERNAL as error:
+            self._fail("checkpoint", error)
+            return 0
 
     def _begin_segment(self, phase: int, now: int) -> None:
         """The first event of the program, or the first one after an update."""
@@ -164,6 +198,23 @@ class OpenStep:
         self._input_ns = self._h2d_ns = self._forward_ns = 0
         self._batches.clear()
         self._eval_seen = self._evaluated = False
+
+    # Evidence
+
+    def _settle_as_eval(self) -> None:
+        """What is provisional was evaluation: batches were used and no gradient followed."""
+        acc = self.segment.acc
+        acc[INPUT_WAIT] -= self._input_ns
+        acc[H2D] -= self._h2d_ns
+        acc[FORWARD] -= self._forward_ns
+        acc[EVAL] += self._input_ns + self._h2d_ns + self._forward_ns
+        for key, _ in self._batches:
+            self._roles[key] = EVAL
+        self._forget_provisional()
+        self._evaluated = True
+
+    def _saw_update(self) -> bool:
+        return self.probe.saw_update(self.optimizer_calls > 0)
 
     # Closing
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from traceml_agent.capture.device import DeviceStep
 from traceml_agent.capture.segment import Segment
-from traceml_agent.guard import faults
+from traceml_agent.guard import faults, guard
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
 from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record, StepSums
 from traceml_agent.spool.reader import batches_of
@@ -100,7 +100,8 @@ class Recorder:
     def drain(self) -> None:
         """Writes all closed steps and pending records to the spool."""
         with self._lock:
-            self._write(self.pending())
+            with guard("pending records"):
+                self._write(self.pending())
             rows = self._take()
             if rows:
                 batches = batches_of(rows)

@@ -14,8 +14,8 @@ from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.config import Config, resolve
-from traceml_agent.guard import forget_faults, guard
-from traceml_agent.schema.phases import PHASES
+from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard
+from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
 if TYPE_CHECKING:
     from traceml_agent.capture.recorder import Recorder
@@ -41,7 +41,9 @@ class Session:
         self._may_use_cuda = False
         self.statuses: dict[str, str] = {}
         self.on_active: Any = None  # set by exit.py and the sampler loop
+        self.gates = {name: Gate() for name in set(PATCH_OF_PHASE.values())}
         self.tracker = StepTracker(0, self._activate, self._close_step)
+        self.tracker.on_shut = self.shut
         self._begin()
 
     def _begin(self) -> None:
@@ -97,6 +99,7 @@ class Session:
             self.tracker.__init__(  # type: ignore[misc]
                 get_ident(), self._activate, self._close_step
             )
+            self.tracker.on_shut = self.shut
 
     def adopt_thread(self) -> bool:
         """Called in another thread than the owner, at a proof of training: may it take over?
@@ -118,6 +121,11 @@ class Session:
     def set_status(self, name: str, status: str) -> None:
         """Notes whether a patch or sampler is "active", or why not."""
         self.statuses[name] = status
+
+    def shut(self, patch: str) -> None:
+        """A patch passes through from now on: it failed too often."""
+        self.gates[patch].shut = True
+        self.set_status(patch, f"switched off after {FAULT_LIMIT} errors of its own")
 
     def note_event(
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]

@@ -15,6 +15,7 @@ All methods are called by one thread, the one that trains; `owner` is its identi
 from traceml_agent.capture.open_step import NONE, OpenStep, clock, pause_limit
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.updates import UNKNOWN_VERSION
+from traceml_agent.guard import INTERNAL
 from traceml_agent.schema.phases import BACKWARD, EVAL, FORWARD, H2D, INPUT_WAIT, OPTIMIZER
 
 
@@ -27,63 +28,72 @@ class StepTracker(OpenStep):
 
     def begin_fetch(self, key: int) -> None:
         """A loader is asked for its next batch: perhaps the end of a step."""
-        if self.phase == OPTIMIZER:
-            self._abort_update()  # its step raised, and the loop went on
-        if self._eval_seen:
-            self._settle_as_eval()
-        now = clock()
-        segment = self.segment
-        if self._proven:
-            first = segment if self._done is None else self._done
-            if key in first.keys and self._is_updated(first):
-                self._close_all(now)
-                segment = self.segment
-        elif segment.start:
-            if self._batches and key in segment.keys and self.probe.version_moved():
-                # Backward and optimizer run inside one compiled call: only the result shows.
-                self._prove()
-                self._close_all(now)
-            else:
-                self._skip_pause(now)
-        if self._attend:
-            self._begin_segment(INPUT_WAIT, now)
-        segment = self.segment
-        if key not in segment.keys:
-            segment.keys.append(key)
-        self._fetch_key = key
-        if self.device is not None:
-            self.device.switch(NONE, INPUT_WAIT)
-        self.phase = INPUT_WAIT
-        self.since = now
-        self.opened += 1
+        try:
+            if self.phase == OPTIMIZER:
+                self._abort_update()  # its step raised, and the loop went on
+            if self._eval_seen:
+                self._settle_as_eval()
+            now = clock()
+            segment = self.segment
+            if self._proven:
+                first = segment if self._done is None else self._done
+                if key in first.keys and self._is_updated(first):
+                    self._close_all(now)
+                    segment = self.segment
+            elif segment.start:
+                if self._batches and key in segment.keys and self.probe.version_moved():
+                    # Backward and optimizer run inside one compiled call: only the result shows.
+                    self._prove()
+                    self._close_all(now)
+                else:
+                    self._skip_pause(now)
+            if self._attend:
+                self._begin_segment(INPUT_WAIT, now)
+            segment = self.segment
+            if key not in segment.keys:
+                segment.keys.append(key)
+            self._fetch_key = key
+            if self.device is not None:
+                self.device.switch(NONE, INPUT_WAIT)
+            self.phase = INPUT_WAIT
+            self.since = now
+            self.opened += 1
+        except INTERNAL as error:
+            self._fail("dataloader", error)
 
     def end_fetch(self, samples: int | None) -> None:
         """The batch is there; `samples` is its size, None if that cannot be seen."""
-        now = clock()
-        elapsed = now - self.since
-        self.segment.acc[INPUT_WAIT] += elapsed
-        self._input_ns += elapsed
-        if self.device is not None:
-            self.device.switch(INPUT_WAIT, NONE)
-        self.phase = NONE
-        self.since = now
-        self._batches.append((self._fetch_key, samples))
+        try:
+            now = clock()
+            elapsed = now - self.since
+            self.segment.acc[INPUT_WAIT] += elapsed
+            self._input_ns += elapsed
+            if self.device is not None:
+                self.device.switch(INPUT_WAIT, NONE)
+            self.phase = NONE
+            self.since = now
+            self._batches.append((self._fetch_key, samples))
+        except INTERNAL as error:
+            self._fail("dataloader", error)
 
     def end_fetch_without_batch(self) -> None:
         """The loader is exhausted, has failed, or has only started its workers."""
-        elapsed = self.leave(NONE)
-        role = self._roles.get(self._fetch_key)
-        if role == EVAL:
-            self.segment.acc[INPUT_WAIT] -= elapsed
-            self.segment.acc[EVAL] += elapsed
-        elif role is None:
-            self._input_ns += elapsed
+        try:
+            elapsed = self.leave(NONE)
+            role = self._roles.get(self._fetch_key)
+            if role == EVAL:
+                self.segment.acc[INPUT_WAIT] -= elapsed
+                self.segment.acc[EVAL] += elapsed
+            elif role is None:
+                self._input_ns += elapsed
+        except INTERNAL as error:
+            self._fail("dataloader", error)
 
     def _is_updated(self, first: Segment) -> bool:
         if self._optimizers:
             return not self._opened_update
         backwards = first.backwards or self.segment.backwards
-        return backwards > 0 and self.probe.saw_update(self.optimizer_calls > 0)
+        return backwards > 0 and self._saw_update()
 
     def _skip_pause(self, now: int) -> None:
         """Between two loops: before the first step, or after a pause, training starts afresh."""
@@ -95,90 +105,115 @@ class StepTracker(OpenStep):
 
     def end_transfer(self, previous: int, to_device: bool) -> None:
         """A copy between devices ended."""
-        elapsed = self.leave(previous)
-        if to_device:
-            self._h2d_ns += elapsed
-        else:
-            # A copy to the host waits for the device: no phase, but a named part of the residual.
-            self.segment.acc[H2D] -= elapsed
-            self.segment.d2h_ns += elapsed
+        try:
+            elapsed = self.leave(previous)
+            if to_device:
+                self._h2d_ns += elapsed
+            else:
+                # A copy to the host waits for the device: no phase, a named part of the residual.
+                self.segment.acc[H2D] -= elapsed
+                self.segment.d2h_ns += elapsed
+        except INTERNAL as error:
+            self._fail("transfer", error)
 
     def end_forward(self, previous: int, in_training_mode: bool) -> None:
         """An outermost module call with gradients ended."""
-        now = clock()
-        elapsed = now - self.since
-        segment = self.segment
-        segment.acc[FORWARD] += elapsed
-        segment.forwards += 1
-        self._forward_ns += elapsed
-        if self.device is not None:
-            self.device.switch(FORWARD, previous)
-        self.phase = previous
-        self.since = now
-        if not in_training_mode:
-            self._eval_seen = True
+        try:
+            now = clock()
+            elapsed = now - self.since
+            segment = self.segment
+            segment.acc[FORWARD] += elapsed
+            segment.forwards += 1
+            self._forward_ns += elapsed
+            if self.device is not None:
+                self.device.switch(FORWARD, previous)
+            self.phase = previous
+            self.since = now
+            if not in_training_mode:
+                self._eval_seen = True
+        except INTERNAL as error:
+            self._fail("forward", error)
 
     def end_eval(self, previous: int) -> None:
         """An outermost module call without gradients ended."""
-        self.leave(previous)
-        self.segment.forwards += 1
-        self._eval_seen = True
+        try:
+            self.leave(previous)
+            self.segment.forwards += 1
+            self._eval_seen = True
+        except INTERNAL as error:
+            self._fail("forward", error)
 
     def begin_backward(self) -> int:
         """A backward pass starts: what came before it was training."""
-        if self._proven and self.phase == NONE and not self._optimizers:
-            first = self.segment if self._done is None else self._done
-            # With a loader its next request decides: SAM writes to parameters between two passes.
-            parted = (self._done is not None or self._attend) and not first.keys
-            if parted and not self._batches and self.probe.saw_update(self.optimizer_calls > 0):
-                self._close_at_segment()
-        now = clock()
-        if self._attend:
-            self._begin_segment(BACKWARD, now)
-        previous = self.phase
-        if previous >= 0:
-            self.segment.acc[previous] += now - self.since
-        if self.device is not None:
-            self.device.switch(previous, BACKWARD)
-        self.phase = BACKWARD
-        self.since = now
-        self.opened += 1
-        self._prove()
-        return previous
+        try:
+            if self._proven and self.phase == NONE and not self._optimizers:
+                first = self.segment if self._done is None else self._done
+                # With a loader its next request decides: SAM writes to parameters in between.
+                parted = (self._done is not None or self._attend) and not first.keys
+                if parted and not self._batches and self._saw_update():
+                    self._close_at_segment()
+            now = clock()
+            if self._attend:
+                self._begin_segment(BACKWARD, now)
+            previous = self.phase
+            if previous >= 0:
+                self.segment.acc[previous] += now - self.since
+            if self.device is not None:
+                self.device.switch(previous, BACKWARD)
+            self.phase = BACKWARD
+            self.since = now
+            self.opened += 1
+            self._prove()
+            return previous
+        except INTERNAL as error:
+            self._fail("backward", error)
+            return NONE
 
     def end_backward(self, previous: int) -> None:
         """A backward pass ended."""
-        now = clock()
-        segment = self.segment
-        segment.acc[BACKWARD] += now - self.since
-        if self.device is not None:
-            self.device.switch(BACKWARD, previous)
-        self.phase = previous
-        self.since = now
-        if previous == NONE:
-            segment.backwards += 1
-            if not self._optimizers:
-                self._attend = True
+        try:
+            now = clock()
+            segment = self.segment
+            segment.acc[BACKWARD] += now - self.since
+            if self.device is not None:
+                self.device.switch(BACKWARD, previous)
+            self.phase = previous
+            self.since = now
+            if previous == NONE:
+                segment.backwards += 1
+                if not self._optimizers:
+                    self._attend = True
+        except INTERNAL as error:
+            self._fail("backward", error)
 
     # Optimizers
 
     def begin_update(self, optimizer_id: int) -> None:
         """An optimizer starts a step."""
-        self.optimizer_calls += 1
-        if self.phase == OPTIMIZER:
-            if self._in_scaler or optimizer_id != self._optimizers[-1]:
-                self._optimizer_depth += 1  # an optimizer inside a GradScaler or another optimizer
-                return
-            self._abort_update()
-        self._begin_update(optimizer_id)
+        try:
+            self.optimizer_calls += 1
+            if self.phase == OPTIMIZER:
+                if self._in_scaler or optimizer_id != self._optimizers[-1]:
+                    self._optimizer_depth += (
+                        1  # an optimizer inside a GradScaler or another optimizer
+                    )
+                    return
+                self._abort_update()
+            self._begin_update(optimizer_id)
+        except INTERNAL as error:
+            self._fail("optimizer", error)
 
     def begin_scaler_update(self, optimizer_id: int) -> bool:
         """A GradScaler decides whether the optimizer may step; False: not an outermost call."""
-        if self.phase != NONE:
+        try:
+            if self.phase != NONE:
+                return False
+            self._in_scaler = True
+            self._begin_update(optimizer_id)
+            return True
+        except INTERNAL as error:
+            self._fail("optimizer", error)
             return False
-        self._in_scaler = True
-        self._begin_update(optimizer_id)
-        return True
 
     def _begin_update(self, optimizer_id: int) -> None:
         if optimizer_id in self._optimizers:
@@ -196,30 +231,36 @@ class StepTracker(OpenStep):
 
     def end_update(self) -> None:
         """The step of an optimizer ended."""
-        if self._optimizer_depth:
-            self._optimizer_depth -= 1
-            return
-        segment = self.segment
-        if self._opened_update:
-            self._opened_update = False
-            if self.phase == OPTIMIZER:
-                now = clock()
-                segment.acc[OPTIMIZER] += now - self.since
-                if self.device is not None:
-                    self.device.switch(OPTIMIZER, NONE)
-                self.phase = NONE
-                self.since = now
-        segment.updates += 1
-        self._attend = True
-        self.probe.version = UNKNOWN_VERSION
+        try:
+            if self._optimizer_depth:
+                self._optimizer_depth -= 1
+                return
+            segment = self.segment
+            if self._opened_update:
+                self._opened_update = False
+                if self.phase == OPTIMIZER:
+                    now = clock()
+                    segment.acc[OPTIMIZER] += now - self.since
+                    if self.device is not None:
+                        self.device.switch(OPTIMIZER, NONE)
+                    self.phase = NONE
+                    self.since = now
+            segment.updates += 1
+            self._attend = True
+            self.probe.version = UNKNOWN_VERSION
+        except INTERNAL as error:
+            self._fail("optimizer", error)
 
     def end_scaler_update(self, updated: bool) -> None:
         """The GradScaler is done; not `updated`: a gradient was infinite and the step skipped."""
-        self._in_scaler = False
-        self._optimizer_depth = 0
-        self.end_update()
-        if not updated:
-            self.segment.updates -= 1
+        try:
+            self._in_scaler = False
+            self._optimizer_depth = 0
+            self.end_update()
+            if not updated:
+                self.segment.updates -= 1
+        except INTERNAL as error:
+            self._fail("optimizer", error)
 
     def _abort_update(self) -> None:
         self.leave(NONE)
@@ -247,25 +288,13 @@ class StepTracker(OpenStep):
             on_proof, self.on_proof = self.on_proof, None
             on_proof()
 
-    def _settle_as_eval(self) -> None:
-        """What is provisional was evaluation: batches were used and no gradient followed."""
-        acc = self.segment.acc
-        acc[INPUT_WAIT] -= self._input_ns
-        acc[H2D] -= self._h2d_ns
-        acc[FORWARD] -= self._forward_ns
-        acc[EVAL] += self._input_ns + self._h2d_ns + self._forward_ns
-        for key, _ in self._batches:
-            self._roles[key] = EVAL
-        self._forget_provisional()
-        self._evaluated = True
-
     def finish(self) -> None:
         """The program ends: closes a step whose update is done; the rest stays outside steps."""
         if self.phase >= 0:
             self.leave(NONE)
         if self._eval_seen:
             self._settle_as_eval()
-        updated = self._optimizers or self.probe.saw_update(self.optimizer_calls > 0)
+        updated = self._optimizers or self._saw_update()
         if self._proven and updated:
             if self._done is not None and not self._attend:
                 self._close(self._done, self._done_end)

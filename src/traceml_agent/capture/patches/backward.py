@@ -19,12 +19,13 @@ def install(torch: Any) -> str:
 
 
 def _backward(original: Any, is_compiling: Callable[[], bool]) -> Any:
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["backward"]
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         phase = tracker.phase
         if (
             is_compiling()
+            or gate.shut
             or (phase != NONE and phase != OPTIMIZER)
             or (get_ident() != tracker.owner and not SESSION.adopt_thread())
         ):
@@ -43,12 +44,13 @@ def _backward(original: Any, is_compiling: Callable[[], bool]) -> Any:
 
 
 def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["backward"]
 
     def grad(*args: Any, **kwargs: Any) -> Any:
         phase = tracker.phase
         if (
             is_compiling()
+            or gate.shut
             or (phase != NONE and phase != OPTIMIZER)
             or (get_ident() != tracker.owner and not SESSION.adopt_thread())
         ):

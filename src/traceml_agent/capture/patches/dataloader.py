@@ -23,13 +23,13 @@ def install(torch: Any) -> str:
 
 
 def _patch_next(iterator_class: Any) -> None:
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["dataloader"]
     original = iterator_class.__next__
 
     def __next__(self: Any) -> Any:
         phase = tracker.phase
         # An open optimizer phase here is one whose step raised; any other is the real caller.
-        if (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
+        if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
             return original(self)
         sampler = self._index_sampler
         tracker.begin_fetch(id(sampler))
@@ -47,11 +47,11 @@ def _patch_next(iterator_class: Any) -> None:
 
 def _patch_get_iterator(loader_class: Any) -> None:
     """Starting the workers is waiting for input too."""
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["dataloader"]
     original = loader_class._get_iterator
 
     def _get_iterator(self: Any) -> Any:
-        if tracker.phase != NONE or get_ident() != tracker.owner:
+        if gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
             return original(self)
         tracker.begin_fetch(id(self._index_sampler))
         try:

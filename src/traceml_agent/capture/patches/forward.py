@@ -80,7 +80,7 @@ class Discovery:
 
 
 def _wrapper(torch: Any, discovery: Discovery) -> Any:
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["forward"]
     is_compiling = compiling_test(torch)
     is_grad_enabled = torch.is_grad_enabled
     module_class = discovery.module_class
@@ -94,7 +94,7 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
         if call is wrapper:
             call = original
         phase = tracker.phase
-        if (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
+        if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
             return call(self, *args, **kwargs)
         if discovery.wide:
             _discover(discovery, self)

@@ -13,16 +13,16 @@ def install(torch: Any) -> str:
     # Not an attribute of `torch.optim` in all versions, but always an imported module.
     module = sys.modules["torch.optim.optimizer"]
     is_compiling = compiling_test(torch)
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["optimizer"]
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if is_compiling():
+        if is_compiling() or gate.shut:
             return
         if get_ident() == tracker.owner or SESSION.adopt_thread():
             tracker.begin_update(id(optimizer))
 
     def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not is_compiling() and get_ident() == tracker.owner:
+        if not is_compiling() and not gate.shut and get_ident() == tracker.owner:
             tracker.end_update()
 
     module.register_optimizer_step_pre_hook(before_step)
@@ -54,9 +54,11 @@ def _construction(original: Any) -> Any:
 
 def _scaler_step(original: Any) -> Any:
     """A skipped update is an iteration all the same: it costs time, and changes nothing."""
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["optimizer"]
 
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        if gate.shut:
+            return original(self, optimizer, *args, **kwargs)
         mine = get_ident() == tracker.owner or SESSION.adopt_thread()
         if not mine or not tracker.begin_scaler_update(id(optimizer)):
             return original(self, optimizer, *args, **kwargs)

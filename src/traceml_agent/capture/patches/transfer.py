@@ -38,10 +38,10 @@ def install(torch: Any) -> str:
 
 
 def _wrapper(original: Any, target_of: Any, is_compiling: Callable[[], bool]) -> Any:
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["transfer"]
 
     def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or tracker.phase != NONE or get_ident() != tracker.owner:
+        if is_compiling() or gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
             return original(self, *args, **kwargs)
         target = target_of(args, kwargs)
         if target is None or target == self.device.type:
