@@ -232,9 +232,23 @@ def _fold_and_print(recorder: "Recorder") -> None:
             others = _others_alive(recorder.run_dir, own)
         if others and rank != 0:
             return  # the last one out folds
+        if _is_folded(recorder.run_dir):
+            return  # another process left at the same moment and has done it for both
         summary = fold_and_write(recorder.run_dir, own_spool=own)
     if SESSION.config.summary:
         say(render_text(summary.payload, ascii_only=not takes_unicode()))
+
+
+def _is_folded(run_dir: Path) -> bool:
+    """Whether there is a summary that is as new as every spool."""
+    from traceml_agent.spool.format import SPOOL_SUFFIX
+
+    try:
+        folded = (run_dir / "final_summary.json").stat().st_mtime_ns
+        spools = run_dir.glob(f"*{SPOOL_SUFFIX}")
+        return all(spool.stat().st_mtime_ns <= folded for spool in spools)
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
