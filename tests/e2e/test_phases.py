@@ -108,6 +108,10 @@ def test_a_sleep_of_known_length_lands_in_its_phase_alone(tmp_path, phase):
     # What the script itself took around each part: a busy machine lengthens both.
     truth = json.loads(result.stdout)
     assert truth[phase] >= SLEEP_MS
+    recorded = {name: step_time["distribution"][name]["p50"] for name in truth}
+    # The script's watch around a part also runs while a patch is entered and left: what a part was
+    # recorded shorter for that is left over in the step, so the residual is compared with it added.
+    parts = truth.keys() - {"residual", "step_time"}
+    truth["residual"] += sum(truth[name] - recorded[name] for name in parts)
     for name, expected in truth.items():
-        recorded = step_time["distribution"][name]["p50"]
-        assert recorded == pytest.approx(expected, abs=max(0.05 * expected, 0.3)), name
+        assert recorded[name] == pytest.approx(expected, abs=max(0.05 * expected, 0.3)), name
