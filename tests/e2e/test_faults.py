@@ -48,7 +48,9 @@ def test_a_patch_that_fails_three_times_passes_through_and_the_summary_says_so(t
     script = write(tmp_path, TRAINING.format(sabotage=SABOTAGE["closing a step"]))
     on = run(tmp_path, script)
     (spool,) = on.spools
-    assert {fault.count for fault in spool.faults} == {3}
+    # A fault is written again when it is counted again; the last record of a place counts.
+    counts = {fault.where: fault.count for fault in spool.faults}
+    assert set(counts.values()) == {3}
     assert spool.statuses["dataloader"] == "switched off after 3 errors of its own"
     assert any("switched off after 3 errors" in line for line in on.own_lines)
 
@@ -57,4 +59,4 @@ def test_one_error_costs_one_step_and_not_the_recording(tmp_path):
     script = write(tmp_path, TRAINING.format(sabotage=SABOTAGE["a broken step"]))
     (spool,) = run(tmp_path, script).spools
     assert spool.end.steps >= 38
-    assert [fault.count for fault in spool.faults] == [1]
+    assert {fault.where: fault.count for fault in spool.faults} == {spool.faults[0].where: 1}

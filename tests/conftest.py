@@ -1,0 +1,12 @@
+"""Common to all tests."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Interrupts reach the child processes of the tests.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
