@@ -182,6 +182,12 @@ CASES = {
     "own_patches": "real = torch.autograd.backward; seen = []\n"
     "def mine(*a, **k):\n    seen.append('mine'); return real(*a, **k)\n"
     "torch.autograd.backward = mine; train(model); print(seen, torch.autograd.backward is mine)",
+    "own_patches_of_calls": "train(model); real = nn.Module.__call__; seen = []\n"
+    "def mine(self, *a, **k):\n    seen.append(type(self).__name__); return real(self, *a, **k)\n"
+    "nn.Module.__call__ = mine; w = nn.Parameter(torch.ones(8, 1)); train(lambda x: x @ w)\n"
+    "train(nn.Sequential(nn.Linear(8, 2))); train(model)\n"
+    "print(len(seen), set(seen), nn.Module.__call__ is mine)\n"
+    "nn.Module.__call__ = real; train(model)",
     "hooks_of_the_user": "seen = []\n"
     "model.register_forward_pre_hook(lambda m, a: seen.append('pre'))\n"
     "model.register_full_backward_hook(lambda m, i, o: seen.append('back'))\n"

@@ -56,6 +56,8 @@ class Discovery:
         """Looks at all modules for the next steps: an epoch ended, or a model was not seen."""
         if SESSION.compiled or self.rounds >= DISCOVERY_LIMIT:
             return
+        if self.module_class.__call__ is not self.original:
+            return  # somebody else's patch lies there now, and stays
         self.rounds += 1
         self.until = step + DISCOVERY_STEPS
         self._widen()
