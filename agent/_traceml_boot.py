@@ -10,6 +10,7 @@ import sys
 
 _ON = ("1", "true", "yes", "on")
 _OFF = ("", "0", "false", "no", "off")
+_KILL_FILE = "etc/traceml-agent/disable"
 _started = False
 
 
@@ -43,6 +44,8 @@ def refusal():
         # Anything but a clear "no" switches off: who sets this wants silence.
         if os.environ.get(name, "").strip().lower() not in _OFF:
             return "disabled"
+    if kill_file(sys.prefix) is not None:
+        return "forbidden"
     if enable not in _ON and enable != "force":
         shown = repr(os.environ["TRACEML_ENABLE"])[:60]
         _say(
@@ -56,6 +59,24 @@ def refusal():
         return "isolated"
     if sys.version_info < (3, 10):
         return "python too old"
+    return None
+
+
+def kill_file(prefix):
+    """The file that forbids recording on this machine, or in the Python at `prefix`; or None.
+
+    No variable of ours has a say in where it lies. What cannot be looked at counts as there: who
+    locks the directory away does not mean to allow.
+    """
+    for root in ("/", prefix):
+        path = os.path.join(root, _KILL_FILE)
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            pass
+        return path
     return None
 
 

@@ -15,22 +15,23 @@ NAME = "traceml_agent"
 LINE_LIMIT = 350
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 
-FOUNDATION = {"schema", "config", "identity", "errors", "guard", "version"}
+FOUNDATION = {"schema", "config", "identity", "errors", "guard", "redact", "version"}
 
 LAYERS: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
+    "redact": set(),
     "schema": set(),
     "identity": {"schema"},
-    "config": {"schema", "errors"},
-    "guard": {"schema", "errors"},
+    "config": {"schema", "errors", "redact"},
+    "guard": {"schema", "errors", "redact"},
     "spool": FOUNDATION,
     "capture": FOUNDATION | {"spool"},
     "startup": {"guard", "capture"},
     "report": {"schema", "spool", "errors", "version"},
     "sinks": {"schema", "spool", "errors", "version", "report"},
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
-    "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "version"},
+    "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
     "integrations": {"capture", "schema"},
     "api": FOUNDATION | {"capture"},
     "__init__": {"version"},

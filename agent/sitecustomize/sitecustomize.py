@@ -11,14 +11,11 @@ import sys
 
 
 def _wake():
-    """Starts the agent from TRACEML_OVERLAY_ROOT, unless this Python has it already."""
+    """Starts the agent that lies beside this directory, unless this Python has it already."""
     if sys.version_info < (3, 10) or "_traceml_boot" in sys.modules:
         return
-    root = os.environ.get("TRACEML_OVERLAY_ROOT", "")
-    # The directory, or what a link of that name leads to, is named after the Python whose
-    # compiled modules lie in it.
-    tag = (sys.implementation.cache_tag or "unknown") + sys.abiflags
-    if os.path.basename(os.path.realpath(root)) != tag:
+    root = _packages()
+    if root is None:
         return
     if root not in sys.path:
         # Last: whatever the user's environment holds under the same name comes first.
@@ -29,6 +26,20 @@ def _wake():
         sys.path.remove(root)
         return
     _traceml_boot.start()
+
+
+def _packages():
+    """The directory with the agent for this Python; no variable can name another one.
+
+    It, or what a link of that name leads to, is called after the Python whose compiled modules lie
+    in it. This directory lies in it (`pip install --target`) or beside it (`traceml-agent run`).
+    """
+    tag = (sys.implementation.cache_tag or "unknown") + sys.abiflags
+    above = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for root in (above, os.path.join(above, tag)):
+        if os.path.basename(os.path.realpath(root)) == tag and os.path.isdir(root):
+            return root
+    return None
 
 
 def _import_hidden():

@@ -64,10 +64,13 @@ def record_fault(where: str, error: BaseException) -> None:
 
     before = _faults.get(where)
     if before is None:
-        import traceback
+        # What went wrong may have been a call of the user's code, with its data in the message.
+        from traceml_agent.redact import describe, own_secrets, places
 
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-4000:]
-        fault = Fault(time.perf_counter_ns(), where, _describe(error), 1, text)
+        secrets = own_secrets()
+        text = describe(type(error), or_none(str)(error), secrets)
+        stack = places(error.__traceback__, secrets)
+        fault = Fault(time.perf_counter_ns(), where, text, 1, stack)
     else:
         fault = Fault(before.monotonic_ns, where, before.error, before.count + 1, before.traceback)
     _faults[where] = fault
@@ -88,10 +91,6 @@ def faults() -> "list[Fault]":
 def forget_faults() -> None:
     """Starts anew, in a child process after fork."""
     _faults.clear()
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
 
 
 def or_none(look: Callable[..., Value]) -> "Callable[..., Value | None]":

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from traceml_agent.schema.records import Identity
 
+DIGITS_LIMIT = 9
+"""More than any rank or world size has; no spool holds a number of 64 bits and more."""
+
 # Each launcher: its name, the variable that proves it, and where it keeps
 # rank, local rank, node rank, world size, local world size.
 _LAUNCHERS: tuple[tuple[str, str, tuple[str | None, ...]], ...] = (
@@ -93,11 +96,13 @@ def _job_id(environ: Mapping[str, str]) -> str | None:
 
 
 def _clean(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in text)[:100]
+    """A part of a file name: no separator, and no letter that takes more than one byte."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text)[:100]
 
 
 def _integer(environ: Mapping[str, str], name: str | None) -> int | None:
     if name is None:
         return None
     text = environ.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else None
+    is_number = text.isascii() and text.isdigit() and len(text) <= DIGITS_LIMIT
+    return int(text) if is_number else None

@@ -22,14 +22,18 @@ def overlay_root(tmp_path: Path) -> Path:
     root.mkdir()
     (root / "traceml_agent").symlink_to(REPOSITORY / "src" / "traceml_agent")
     (root / "_traceml_boot.py").symlink_to(REPOSITORY / "agent" / "_traceml_boot.py")
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "sitecustomize.py").symlink_to(OVERLAY / "sitecustomize.py")
     return root
 
 
 def overlaid(overlay_root: Path, *more_path: Path) -> dict[str, str]:
     """The variables that switch the overlay on."""
     return {
-        "PYTHONPATH": os.pathsep.join(str(path) for path in (OVERLAY, *more_path)),
-        "TRACEML_OVERLAY_ROOT": str(overlay_root),
+        "PYTHONPATH": os.pathsep.join(
+            str(path) for path in (overlay_root.parent / "start", *more_path)
+        ),
         "TRACEML_ENABLE": "1",
     }
 
@@ -120,10 +124,16 @@ def test_inherited_by_a_python_too_old_for_the_agent_it_is_silent(
 
 
 def test_when_its_directory_is_gone_it_is_silent(
-    make_venv: Callable[..., Venv], tmp_path: Path
+    make_venv: Callable[..., Venv], overlay_root: Path
 ) -> None:
-    done = make_venv().run("-c", STARTED, **overlaid(tmp_path / "gone" / OWN_TAG))
-    assert (done.stdout, done.stderr) == ("False\n", "")
+    for file in overlay_root.iterdir():
+        file.unlink()
+    venv = make_venv()
+    emptied = venv.run("-c", STARTED, **overlaid(overlay_root))
+    assert (emptied.stdout, emptied.stderr) == ("False\n", "")
+    overlay_root.rmdir()
+    gone = venv.run("-c", STARTED, **overlaid(overlay_root))
+    assert (gone.stdout, gone.stderr) == ("False\n", "")
 
 
 def other_python(

@@ -50,7 +50,6 @@ def test_the_kubernetes_files_lay_the_agent_over_an_image_without_it(
         "import sys; print('traceml_agent.startup' in sys.modules)",
         TRACEML_ENABLE="1",
         PYTHONPATH=str(volume / "current" / "_traceml_overlay"),
-        TRACEML_OVERLAY_ROOT=str(volume / "current"),
     )
     assert (done.stdout, done.stderr) == ("True\n", "")
 

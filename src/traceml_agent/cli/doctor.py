@@ -1,6 +1,7 @@
 """`traceml-agent doctor [-- CMD...]`: would this command be recorded, and if not, why not?"""
 
 import argparse
+import dataclasses
 import os
 import shlex
 import shutil
@@ -11,6 +12,8 @@ from traceml_agent.cli.command import Command
 from traceml_agent.cli.interpreter import Interpreter, ask_all
 from traceml_agent.cli.target import Target, Unresolved, resolve_target
 from traceml_agent.cli.verdict import Verdict, judge
+from traceml_agent.config import PREFIX, SWITCHES, Config
+from traceml_agent.redact import redact, secrets_of
 from traceml_agent.version import __version__
 
 WOULD_RECORD, WOULD_NOT_RECORD = 0, 1
@@ -42,10 +45,12 @@ def _execute(arguments: argparse.Namespace) -> int:
         shown = shlex.join(command) if needs_switch else "python train.py"
         verdict = judge(python, shown, needs_switch)
     word = "would record" if verdict.records else "would not record"
-    print(f"verdict: {word}: {verdict.reason}")
-    print(f"fix: {verdict.fix}")
-    for name, value in facts(target, python):
-        print(f"  {name:<14}{value}")
+    lines = [f"verdict: {word}: {verdict.reason}", f"fix: {verdict.fix}"]
+    lines += [f"  {name:<14}{value}" for name, value in facts(target, python)]
+    # This goes into bug reports, and the command may hold a token.
+    secrets = secrets_of(os.environ.items(), command)
+    for line in lines:
+        print(redact(line, secrets))
     return WOULD_RECORD if verdict.records else WOULD_NOT_RECORD
 
 
@@ -65,9 +70,19 @@ def facts(target: Target | None, python: Interpreter | None) -> Sequence[tuple[s
         known.append(("torch", python.torch_version or "not there"))
     if python.runs_dir is not None:
         known.append(("runs", python.runs_dir))
-    known += [("variable", f"{k}={v}") for k, v in sorted(python.variables.items())]
+    # What is no setting of ours may be anything.
+    known += [
+        ("variable", f"{name}={value}" if is_setting(name) else f"{name} (no such setting)")
+        for name, value in sorted(python.variables.items())
+    ]
     known += [("problem", problem) for problem in python.problems]
     return known
+
+
+def is_setting(variable: str) -> bool:
+    """Whether the agent reads this variable."""
+    names = {PREFIX + item.name.upper() for item in dataclasses.fields(Config)}
+    return variable in names or variable in SWITCHES
 
 
 def _default_python() -> str:

@@ -32,6 +32,7 @@ class Interpreter:
     ignores_environment: bool
     changes_user: bool
     variables: dict[str, str]  # the TRACEML_* variables that it sees
+    prefix: str = ""
     boot_runs: bool = False
     package_dir: str | None = None
     pth_dirs: tuple[str, ...] = ()
@@ -47,6 +48,17 @@ class Interpreter:
 def own_tag() -> str:
     """The tag of the interpreter that runs this."""
     return (sys.implementation.cache_tag or "unknown") + getattr(sys, "abiflags", "")
+
+
+def kill_file(prefix: str) -> str | None:
+    """The file by which an administrator forbids recording in the Python at `prefix`, or None.
+
+    As the boot module itself decides it.
+    """
+    import _traceml_boot  # type: ignore[import-untyped]  # imports nothing, so no typing either
+
+    found: str | None = _traceml_boot.kill_file(prefix)
+    return found
 
 
 def ask(target: Target, environ: Mapping[str, str]) -> Interpreter:

@@ -37,11 +37,7 @@ def overlay(environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
         for source in sources.values():
             (packages / source.name).symlink_to(source)
         path = environ.get("PYTHONPATH")
-        yield {
-            **environ,
-            "PYTHONPATH": f"{start}{os.pathsep}{path}" if path else str(start),
-            "TRACEML_OVERLAY_ROOT": str(packages),
-        }
+        yield {**environ, "PYTHONPATH": f"{start}{os.pathsep}{path}" if path else str(start)}
     finally:
         shutil.rmtree(root, ignore_errors=True)
 

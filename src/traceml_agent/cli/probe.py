@@ -31,6 +31,7 @@ def interpreter():
     cache_tag = getattr(implementation, "cache_tag", None) or "unknown"
     return {
         "executable": sys.executable,
+        "prefix": sys.prefix,
         "version": list(sys.version_info[:3]),
         "tag": cache_tag + getattr(sys, "abiflags", ""),
         "no_site": bool(flags.no_site),

@@ -15,16 +15,16 @@ from pathlib import Path
 
 from traceml_agent.cli.child import NOT_EXECUTABLE, NOT_FOUND, Child, Outcome, end_like
 from traceml_agent.cli.command import Command
-from traceml_agent.cli.interpreter import OFF_VALUES, Interpreter, ask, own_tag
+from traceml_agent.cli.interpreter import OFF_VALUES, Interpreter, ask, kill_file, own_tag
 from traceml_agent.cli.overlay import overlay
 from traceml_agent.cli.places import runs_roots
 from traceml_agent.cli.target import Target, Unresolved, is_launcher, resolve_target
 from traceml_agent.config import resolve
 from traceml_agent.errors import TracemlError
 from traceml_agent.guard import guard
-from traceml_agent.report.fold import fold_and_write
+from traceml_agent.report.fold import fold_and_write, is_folded
 from traceml_agent.report.render.text import render_text
-from traceml_agent.report.runs import headers, is_folded, is_run_dir, run_dirs
+from traceml_agent.report.runs import headers, is_run_dir, run_dirs
 
 _JOB_VARIABLES = ("TRACEML_RUN_ID", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "RANK")
 """With one of these the processes of the job agree on a run id without us."""
@@ -95,6 +95,11 @@ def _with_overlay(
     if target is not None:
         with contextlib.suppress(Unresolved):
             python = ask(target, environ)
+    # Of an unknown Python only what holds for the whole machine is known.
+    forbidden_by = kill_file("/" if python is None else python.prefix)
+    if forbidden_by is not None:
+        _say(f"an administrator forbids recording: {forbidden_by} exists, so nothing is recorded")
+        return environ
     if python is not None:
         if python.boot_runs:
             return environ

@@ -4,8 +4,8 @@ import os
 import re
 from dataclasses import dataclass
 
-from traceml_agent.cli.interpreter import OFF_VALUES, ON_VALUES, Interpreter, own_tag
-from traceml_agent.spool.rundir import fallback_runs_dir
+from traceml_agent.cli.interpreter import OFF_VALUES, ON_VALUES, Interpreter, kill_file, own_tag
+from traceml_agent.spool.rundir import fallback_runs_dir, why_unsafe
 
 TORCH_FLOOR = (2, 1)
 """The floor of the `torch` extra: the oldest version with all the calls that are patched."""
@@ -26,6 +26,7 @@ def judge(python: Interpreter, command: str, needs_switch: bool) -> Verdict:
     """The verdict on a command. Without `needs_switch` an unset TRACEML_ENABLE is no obstacle."""
     return (
         _interpreter(python)
+        or _forbidden(python)
         or _installation(python, command)
         or _switches(python, command, needs_switch)
         or _torch(python)
@@ -56,6 +57,16 @@ def _interpreter(python: Interpreter) -> Verdict | None:
             "start the training with an interpreter that has no setuid or setgid bit",
         )
     return None
+
+
+def _forbidden(python: Interpreter) -> Verdict | None:
+    path = kill_file(python.prefix)
+    if path is None:
+        return None
+    return _no(
+        f"an administrator forbids recording here: {path} exists",
+        f"ask whoever put {path} there; no variable overrides it",
+    )
 
 
 def _installation(python: Interpreter, command: str) -> Verdict | None:
@@ -135,7 +146,7 @@ def _run_directory(python: Interpreter) -> Verdict | None:
         return None
     fallback = str(fallback_runs_dir())
     fix = "set TRACEML_DIR to a directory of yours"
-    if _can_hold_runs(fallback):
+    if _can_hold_runs(fallback) and why_unsafe(fallback_runs_dir().parent) is None:
         return Verdict(True, f"to {fallback}, because {python.runs_dir} cannot be written", fix)
     return _no(f"neither {python.runs_dir} nor {fallback} can be written", fix)
 

@@ -9,7 +9,7 @@ from traceml_agent.cli.command import Command
 from traceml_agent.cli.places import runs_roots
 from traceml_agent.errors import NoRun
 from traceml_agent.report.fold import read_summary
-from traceml_agent.report.render.text import render_text
+from traceml_agent.report.render.text import render_stored
 from traceml_agent.report.runs import find_run, summary_payload
 
 
@@ -35,7 +35,7 @@ def _execute(arguments: argparse.Namespace) -> int:
         print()
     else:
         encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-        print(render_text(payload, ascii_only=encoding != "utf8").rstrip("\n"))
+        print(render_stored(payload, ascii_only=encoding != "utf8").rstrip("\n"))
     return 0
 
 

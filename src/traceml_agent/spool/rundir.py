@@ -29,19 +29,41 @@ _REMOTE_FILE_SYSTEMS = frozenset(
 
 def make_run_dir(runs_dir: Path, run_id: str) -> Path:
     """Creates `runs_dir/run_id` (0700) and returns it. Raises OSError and UnsafeDirectory."""
-    runs_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_parents(runs_dir)
+    runs_dir.mkdir(mode=0o700, exist_ok=True)
     run_dir = runs_dir / run_id
     run_dir.mkdir(mode=0o700, exist_ok=True)
-    status = run_dir.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise UnsafeDirectory(f"{run_dir} is no directory (a symbolic link is not followed)")
-    if status.st_uid != os.geteuid():
-        raise UnsafeDirectory(f"{run_dir} belongs to user {status.st_uid}, not to you")
-    if status.st_mode & 0o022:
-        raise UnsafeDirectory(f"others may write to {run_dir}; chmod 700 it")
+    reason = why_unsafe(run_dir)
+    if reason is not None:
+        raise UnsafeDirectory(reason)
     if not os.access(run_dir, os.W_OK | os.X_OK):
         raise PermissionError(13, "not writable", str(run_dir))
     return run_dir
+
+
+def why_unsafe(directory: Path) -> str | None:
+    """Why nothing may be written below a directory; None if it may, or does not exist yet.
+
+    Raises OSError.
+    """
+    try:
+        status = directory.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{directory} is no directory (a symbolic link is not followed)"
+    if status.st_uid != os.geteuid():
+        return f"{directory} belongs to user {status.st_uid}, not to you"
+    if status.st_mode & 0o022:
+        return f"others may write to {directory}; chmod 700 it"
+    return None
+
+
+def _make_parents(directory: Path) -> None:
+    """Makes what is missing above a directory; whatever the umask, nobody else may write there."""
+    missing = [parent for parent in directory.parents if not parent.exists()]
+    for parent in reversed(missing):
+        parent.mkdir(mode=0o755, exist_ok=True)
 
 
 def is_local(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> bool:
@@ -62,5 +84,5 @@ def is_local(directory: Path, mountinfo: Path = Path("/proc/self/mountinfo")) ->
 
 
 def fallback_runs_dir() -> Path:
-    """Where runs go while the configured directory cannot be written; readers look here too."""
+    """Where runs go while the configured directory cannot be had; readers look here too."""
     return Path(tempfile.gettempdir()) / f"traceml-agent-{os.geteuid()}" / "runs"
