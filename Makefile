@@ -20,7 +20,7 @@ define install
 	$(BIN)/python -m pip install -q $(1)
 endef
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench gpu docs clean
 
 demo: $(VENV)/.demo
 	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
@@ -35,14 +35,20 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python tests/overhead/bench.py
+	$(BIN)/python tests/overhead/peers.py --markdown build/overhead.md
 	TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py
+
+# An image's own Python: `pip install -e . pytest`, then `make gpu GPU_PYTHON=python3`.
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(VENV)/.test)
+	$(GPU_PYTHON) -m pytest -m gpu -rs tests/gpu
 
 docs: $(VENV)/.test
 	$(BIN)/traceml-agent config --markdown > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-agents dist build .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -188,7 +188,7 @@ def test_an_optimizer_inside_another_is_one_update(loop):
         loop.forward()
         loop.backward()
         loop.tracker.begin_update(1)
-        loop.tracker.begin_update(2)
+        loop.tracker.begin_inner_update()
         loop.now += 5
         loop.tracker.end_update()
         loop.tracker.end_update()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from traceml_agent.capture.other_agents import other_agents
 from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.say import say
 from traceml_agent.errors import UnsafeDirectory
@@ -19,7 +20,7 @@ from traceml_agent.schema.records import SPOOL_SCHEMA, Header
 from traceml_agent.spool.format import ALIVE_SUFFIX, RING_SUFFIX, STACK_SUFFIX, spool_path
 from traceml_agent.spool.liveness import hold
 from traceml_agent.spool.ring import Ring
-from traceml_agent.spool.rundir import is_local, make_run_dir
+from traceml_agent.spool.rundir import fallback_runs_dir, is_local, make_run_dir
 from traceml_agent.spool.writer import SpoolWriter
 from traceml_agent.version import __version__
 
@@ -54,6 +55,7 @@ def open_recorder(session: "Session") -> Recorder | None:
     with contextlib.suppress(OSError):  # a file system without locks: liveness stays unknown
         recorder.descriptors.append(hold(path.with_suffix(ALIVE_SUFFIX)))
     _catch_fatal_stacks(session, recorder, path)
+    others = other_agents()
     monotonic_ns, wall_ns = time.perf_counter_ns(), time.time_ns()
     recorder.write(
         [
@@ -61,7 +63,7 @@ def open_recorder(session: "Session") -> Recorder | None:
                 schema=SPOOL_SCHEMA,
                 agent_version=__version__,
                 run_id=run_id,
-                run_name=session.config.run_name,
+                run_name=_run_name(session),
                 identity=identity,
                 pid=os.getpid(),
                 parent_pid=session.parent_pid,
@@ -74,15 +76,32 @@ def open_recorder(session: "Session") -> Recorder | None:
                 python_version=sys.version.split()[0],
                 torch_version=str(session.torch.__version__),
                 argv=_argv(),
-                script=session.script,
+                script=_script() or session.script,
                 ring_path=None if ring is None else str(ring.path),
                 cuda_version=session.torch.version.cuda,
+                other_agents=others.names,
+                tracers=others.tracers,
             )
         ]
     )
     if identity.rank == 0:
         say(f"recording to {run_dir} ({_patches(session)})")
     return recorder
+
+
+def _script() -> str | None:
+    """The script that trains: a profiler may have imported torch before it became `__main__`."""
+    return getattr(sys.modules.get("__main__"), "__file__", None)
+
+
+def _run_name(session: "Session") -> str | None:
+    """The name for people, less the secrets where it was made of the command line."""
+    name = session.config.run_name
+    if name is None:
+        return None
+    from traceml_agent.redact import own_secrets, redact  # its patterns cost 15 ms
+
+    return redact(name, own_secrets())
 
 
 def _run_dir(session: "Session", run_id: str) -> Path | None:
@@ -92,9 +111,11 @@ def _run_dir(session: "Session", run_id: str) -> Path | None:
         return make_run_dir(wanted, run_id)
     except (OSError, UnsafeDirectory) as error:
         reason = getattr(error, "strerror", None) or str(error)
-    fallback = Path(tempfile.gettempdir()) / f"traceml-agent-{os.geteuid()}"
+    fallback = fallback_runs_dir()
     try:
-        run_dir = make_run_dir(make_run_dir(fallback, "runs"), run_id)
+        # In a directory that all may write to, each level may be somebody else's trap.
+        own = make_run_dir(fallback.parent.parent, fallback.parent.name)
+        run_dir = make_run_dir(make_run_dir(own, fallback.name), run_id)
     except (OSError, UnsafeDirectory) as error:
         session.refusal = f"cannot write to {wanted} ({reason}) nor to {fallback} ({error})"
         say(f"nothing is recorded: {session.refusal}; set TRACEML_DIR to a directory of yours")
@@ -106,7 +127,7 @@ def _run_dir(session: "Session", run_id: str) -> Path | None:
 def _unused(path: Path) -> Path:
     """The path, or one with a number where a process with the same id wrote before (`exec`)."""
     candidate, number = path, 1
-    while candidate.exists():
+    while os.path.lexists(candidate):  # a dangling link too
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate

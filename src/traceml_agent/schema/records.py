@@ -51,6 +51,8 @@ class Header:
     script: str | None
     ring_path: str | None
     cuda_version: str | None = None
+    other_agents: tuple[str, ...] | None = None  # names, when recording began; see docs
+    tracers: tuple[str, ...] | None = None  # those that cost time at each call or line of Python
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +239,7 @@ class Overhead:
     kind: ClassVar[str] = "overhead"
     monotonic_ns: int
     steps: int
-    hot_path_ns: int | None  # estimated: events counted x calibrated cost of one
+    hot_path_ns: int | None  # estimated from audited steps
     thread_cpu_ns: int  # CPU time of the sampler thread
     activate_ns: int
     spool_bytes: int

@@ -6,11 +6,14 @@ At most 40 lines of 90 columns, so that a prefix fits beside them in a terminal 
 import textwrap
 from typing import Any
 
+from traceml_agent.errors import TracemlError
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.schema.phases import PHASES
 
 WIDTH = 90
 MOST_LINES = 40
+TEXT_LIMIT = 2000
+"""Characters of a message that are looked at: more than fit on the lines it may take."""
 SEVERITY_WORDS = {"crit": "critical", "warn": "warning", "info": "info"}
 _LABELS = {"input_wait": "input wait", "h2d": "copy to device", "eval": "eval (no grad)"}
 _GPU_LINES = 4
@@ -32,15 +35,34 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_overhead(payload),
         *_run(payload),
     ]
-    text = "\n".join(line[:WIDTH].rstrip() for line in lines[:MOST_LINES])
+    text = "\n".join(_printable(line)[:WIDTH].rstrip() for line in lines[:MOST_LINES])
     if ascii_only:
         text = text.replace("·", "|").replace("…", "~").encode("ascii", "replace").decode()
     return text
 
 
+def render_stored(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
+    """The text of a summary that was read from a file. Raises TracemlError if it is damaged."""
+    try:
+        return render_text(payload, ascii_only=ascii_only)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TracemlError(
+            f"the summary is damaged ({type(error).__name__}: {error}); remove final_summary.json, "
+            "and the next `traceml-agent view` makes it anew from the spools"
+        ) from None
+
+
+def _printable(line: str) -> str:
+    """The line without what would move the cursor: messages of programs may hold anything."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else " " for c in line)
+
+
 def _wrapped(label: str, text: str) -> list[str]:
     return textwrap.wrap(
-        f"{label}{text}", WIDTH, subsequent_indent=" " * len(label), break_on_hyphens=False
+        f"{label}{text[:TEXT_LIMIT]}",
+        WIDTH,
+        subsequent_indent=" " * len(label),
+        break_on_hyphens=False,
     )
 
 
@@ -200,6 +222,10 @@ def _not_measured(payload: dict[str, Any]) -> list[str]:
         lines.append(f"Lost          {', '.join(f'{n} {k}' for k, n in lost.items())} not written")
     if about["missing_ranks"]:
         lines.append(f"Missing       ranks {', '.join(map(str, about['missing_ranks'][:20]))}")
+    tracers = payload["provenance"]["tracers"]
+    if tracers:
+        text = f"a tracer was active ({', '.join(tracers)}): times include its cost"
+        lines += _wrapped("Note          ", text)[:2]
     for problem in about["problems"][:_PROBLEM_LINES]:
         lines += _wrapped("Note          ", problem)[:2]
     if about["faults"]:
