@@ -19,8 +19,6 @@ SWITCHES = {
     "`-E`. 0, false, no, off or nothing: off.",
     "TRACEML_DISABLE": "Turns recording off whatever TRACEML_ENABLE says: 1, true, yes, on.",
     "TRACEML_DISABLED": "The same as TRACEML_DISABLE.",
-    "TRACEML_OVERLAY_ROOT": "Set by `traceml-agent run` for its child where that Python does not "
-    "have the agent; not for people.",
 }
 """Read by the boot module before any setting is; they cannot stand in a file."""
 
@@ -61,7 +59,10 @@ def _flag(value: Any) -> bool:
 def _directory(value: Any) -> Path:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except (RuntimeError, OSError):  # no such user, or the working directory was removed
+        raise ValueError from None
 
 
 def _name(value: Any) -> str:
@@ -78,7 +79,9 @@ def _run_id(value: Any) -> str:
 
 
 def _words(value: Any) -> tuple[str, ...]:
-    words = value.split(",") if isinstance(value, str) else value
+    words = value.split(",") if isinstance(value, str) else list(value)
+    if not all(isinstance(word, str) for word in words):
+        raise ValueError
     names = tuple(word.strip() for word in words if word.strip())
     if not all(set(name) <= RUN_ID_CHARACTERS for name in names):
         raise ValueError
@@ -135,6 +138,14 @@ class Config:
         "Size cap of one spool. Beyond it old steps are thinned to exact sums, and the summary "
         "says so.",
     )
+    max_overhead: float = setting(
+        1.0,
+        _number(0, 100, float),
+        "percent from 0 to 100",
+        "A patch that costs more than this share of a step passes through from then on, and the "
+        "summary says so. Measured over 50 steps, now and then, for steps of 1 ms and longer; less "
+        "than 50 us is never too much. 0: no limit.",
+    )
     skip: tuple[str, ...] = setting(
         (),
         _words,
@@ -180,14 +191,22 @@ def resolve(environ: Mapping[str, str], directory: Path | None = None) -> Resolv
             try:
                 values[name] = item.metadata["parse"](raw)
             except (ValueError, TypeError, OverflowError):
-                shown = repr(raw) if len(repr(raw)) <= 60 else repr(raw)[:57] + "..."
+                from traceml_agent.redact import redact  # its patterns cost 15 ms
+
+                shown = redact(repr(raw))
+                shown = shown if len(shown) <= 60 else shown[:57] + "..."
                 where = variable if origin == variable else f"{name} in {origin}"
                 problems.append(f"{where}={shown} is not {item.metadata['accepts']}; not used")
                 continue
             origins[name] = origin
             break
     problems.extend(_unknown_variables(environ))
-    return Resolved(Config(**values), origins, tuple(problems))
+    return Resolved(Config(**values), origins, tuple(map(_one_line, problems)))
+
+
+def _one_line(problem: str) -> str:
+    """A problem as it can be printed: names of variables and files hold any bytes."""
+    return "".join(c if c.isprintable() else "?" for c in problem)
 
 
 def to_env(config: Config) -> dict[str, str]:
@@ -247,7 +266,7 @@ def _toml_table(
         return None
     try:
         table: Any = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers too long and lists too deep
         problems.append(f"{path}: not TOML ({error}); not used")
         return None
     for key in keys:

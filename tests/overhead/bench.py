@@ -66,17 +66,35 @@ print(json.dumps({
 """
 
 
+AGENT_ON = {"TRACEML_ENABLE": "1"}
+
+
+def environment(**variables):
+    """The environment of a measured child: one thread, and no setting of a tool but those given."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TRACEML_", "CIRRON_"))}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # or every child compiles every module anew
+    return kept | {"OMP_NUM_THREADS": "1"} | variables
+
+
+def machine():
+    """The machine and the versions that figures belong to, in one line."""
+    import torch
+
+    with Path("/proc/cpuinfo").open() as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    cores = f"{os.cpu_count()} cores" + (f" of {names[0]}" if names else "")
+    system = f"{platform.system()} {platform.release()}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.machine()}, {cores}, {system}, {versions}"
+
+
 def child(code, *arguments, on, runs):
     """Runs a child; its JSON, its wall time, and the time from its last line to its end."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TRACEML_")}
-    env |= {"OMP_NUM_THREADS": "1"}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # or every child compiles every module anew
-    if on:
-        env |= {"TRACEML_ENABLE": "1", "TRACEML_DIR": str(runs)}
+    enabled = AGENT_ON | {"TRACEML_DIR": str(runs)} if on else {}
     begun = time.time()
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env=env, capture_output=True, text=True, check=True,
+        env=environment(**enabled), capture_output=True, text=True, check=True,
     )  # fmt: skip
     ended = time.time()
     data = json.loads(done.stdout) if done.stdout.startswith("{") else {}
@@ -162,10 +180,7 @@ def main():
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--starts", type=int, default=100)
     arguments = parser.parse_args()
-    import torch
-
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {versions}")
+    print(machine())
     print(f"medians of {arguments.repetitions} interleaved pairs")
     print(f"{'':<44}{'off':>12}{'on':>12}{'difference':>11} {'':<6}{'ratio':>8}  goal")
     with tempfile.TemporaryDirectory() as directory:

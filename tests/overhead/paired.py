@@ -16,6 +16,8 @@ import torch.optim.optimizer as optimizers
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, dataloader
 
+from traceml_agent.capture.audit import AuditedTracker
+from traceml_agent.capture.open_step import NEVER
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.steps import StepTracker
 
@@ -69,13 +71,13 @@ def build(modules):
     return nn.Sequential(*layers, nn.Linear(32, 10))
 
 
-def training(modules):
-    """A function that trains `count` steps on one fixed batch."""
+def training(modules, rows):
+    """A function that trains `count` steps on one fixed batch of `rows` samples."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build(modules)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    batch = (torch.randn(32, 32), torch.randint(0, 10, (32,)))
+    batch = (torch.randn(rows, 32), torch.randint(0, 10, (rows,)))
     loader = iter(DataLoader(Endless(), batch_size=1, collate_fn=lambda _: batch))
 
     def train(count):
@@ -119,7 +121,7 @@ def original_of(function):
 
 
 def paired(train, variants, blocks):
-    """Medians of thread CPU in microseconds a step, by name of the variant."""
+    """Thread CPU in microseconds a step of each block, by name of the variant."""
     times = {name: [] for name in variants}
     names = list(variants)
     for _ in range(blocks):
@@ -130,43 +132,65 @@ def paired(train, variants, blocks):
             begun = time.thread_time_ns()
             train(BLOCK)
             times[name].append((time.thread_time_ns() - begun) / BLOCK / 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def interval(times, rounds=1000):
+    """The middle 95 % of the difference of medians, on minus off, under resampling of blocks."""
+    found = sorted(
+        statistics.median(random.choices(times["on"], k=len(times["on"])))
+        - statistics.median(random.choices(times["off"], k=len(times["off"])))
+        for _ in range(rounds)
+    )
+    return found[round(0.025 * rounds)], found[round(0.975 * rounds)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--modules", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=32, help="samples in the batch")
     parser.add_argument("--blocks", type=int, default=150)
     arguments = parser.parse_args()
     random.seed(0)
-    train = training(arguments.modules)
+    train = training(arguments.modules, arguments.rows)
     train(300)
     if SESSION.recorder is None or SESSION.discovery.wide:
         raise SystemExit("run this with TRACEML_ENABLE=1 and every patch in")
-    patches, tracker = Patches(), SESSION.tracker
-    tracker_class = type(tracker)
-    opened, step = tracker.opened, tracker.step
-    train(1000)
-    hot_path_us = (tracker.opened - opened) * SESSION.phase_cost_ns / (tracker.step - step) / 1e3
+    patches, tracker, audit = Patches(), SESSION.tracker, SESSION.tracker.audit
+    reported = []
 
     def put(on, cls):
+        if type(tracker) is AuditedTracker:
+            reported.append(sum(audit.costs().values()) / 1e3)
         tracker.__class__ = cls
+        tracker.audit_at = NEVER
         patches.put(on)
 
-    found = paired(
+    def put_audited():
+        put(True, StepTracker)
+        audit.turn(tracker.step)
+
+    times = paired(
         train,
         {
-            "off": lambda: put(False, tracker_class),
+            "off": lambda: put(False, StepTracker),
             "empty": lambda: put(True, EmptyTracker),
-            "on": lambda: put(True, tracker_class),
+            "on": lambda: put(True, StepTracker),
+            "audited": put_audited,
         },
         arguments.blocks,
     )
     assert tracker.owner == get_ident()
+    found = {name: statistics.median(values) for name, values in times.items()}
+    low, high = interval(times)
+    on, told = found["on"] - found["off"], statistics.median(reported)
     print(f"{arguments.modules} modules, step of {found['off']:.0f} us without the agent")
     print(f"  patches that call nothing: {found['empty'] - found['off']:+.1f} us")
-    print(f"  patches as they are:       {found['on'] - found['off']:+.1f} us")
-    print(f"  reported by the agent:     {hot_path_us:+.1f} us (its training thread)")
+    print(f"  patches as they are:       {on:+.1f} us (95 %: {low:+.1f} to {high:+.1f})")
+    print(
+        f"  reported by the agent:     {told:+.1f} us, {told / on:.2f} of it; the difference is "
+        f"{100 * (told - on) / found['off']:+.2f} points of the step"
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from traceml_agent.schema.phases import (
 )
 
 NONE = -1
+NEVER = 1 << 62
 IDLE_NS = 10_000_000_000
 IDLE_RATIO = 20
 """A pause between two steps longer than 10 s and than 20 steps is idle time and belongs to no
@@ -59,16 +60,16 @@ class OpenStep:
         "_in_scaler",
         "_input_ns",
         "_opened_update",
-        "_optimizer_depth",
         "_optimizers",
         "_proven",
         "_roles",
+        "audit",
+        "audit_at",
         "device",
         "last_duration",
         "on_close",
         "on_proof",
         "on_shut",
-        "opened",
         "optimizer_calls",
         "outside",
         "owner",
@@ -77,6 +78,7 @@ class OpenStep:
         "segment",
         "since",
         "step",
+        "updating",
     )
 
     def __init__(self, owner: int, on_proof: Callable[[], None], on_close: CloseStep) -> None:
@@ -89,9 +91,10 @@ class OpenStep:
         self.since = 0  # when the open phase, or the time between phases, began
         self.step = 0  # last closed step
         self.last_duration = 0
-        self.opened = 0  # phases opened so far, for the cost estimate
         self.optimizer_calls = 0
         self.outside = [0] * len(PHASES)
+        self.audit: Any = None  # an Audit once training is proven
+        self.audit_at = NEVER  # step at whose end the audit takes its turn
         self.on_shut: Callable[[str], None] | None = None  # a patch failed too often
         self._roles: dict[int, int] = {}  # loader -> INPUT_WAIT or EVAL
         self._forget_step()
@@ -104,7 +107,7 @@ class OpenStep:
         self._attend = True  # the next event has to begin a segment
         self._proven = False  # the open step holds a proof of training
         self._optimizers: list[int] = []  # that stepped in the open step
-        self._optimizer_depth = 0
+        self.updating = 0  # updates begun and not ended: one, and those inside it
         self._opened_update = False
         self._in_scaler = False
         self._fetch_key = 0
@@ -143,7 +146,6 @@ class OpenStep:
                 self.device.switch(previous, phase)
             self.phase = phase
             self.since = now
-            self.opened += 1
             return previous
         except INTERNAL as error:
             self._fail(PATCH_OF_PHASE[PHASES[phase]], error)
@@ -175,6 +177,9 @@ class OpenStep:
                 self._start_at(now)
             return
         self._attend = False
+        if self.phase >= 0:  # an optimizer stepped inside this phase, which now is interrupted
+            self._split_phase(now)
+        self._input_ns = self._h2d_ns = self._forward_ns = 0
         idle = now - self.since > pause_limit(self.since - segment.start)
         self._done_end = self.since if idle else now
         if self._done is None:
@@ -182,6 +187,11 @@ class OpenStep:
         else:
             self._done.join(segment)
         self.segment = Segment(now)
+
+    def _split_phase(self, now: int) -> None:
+        """What the open phase took so far belongs to the segment or step that ends now."""
+        self.segment.acc[self.phase] += now - self.since
+        self.since = now
 
     def _start_at(self, now: int) -> None:
         """The open step starts now; what was measured before stays outside any step."""
@@ -222,7 +232,10 @@ class OpenStep:
         """The open step ended where the present segment began."""
         if self._done is None or self._attend:
             # Nothing happened between two steps of one optimizer.
-            self._close_all(clock())
+            now = clock()
+            if self.phase >= 0:
+                self._split_phase(now)
+            self._close_all(now)
             return
         self._close(self._done, self._done_end)
         self._proven = self.segment.backwards > 0 or self.segment.batches > 0
@@ -258,3 +271,5 @@ class OpenStep:
         self._attend = False
         if len(self._roles) > ROLES_LIMIT:
             self._roles.clear()
+        if step >= self.audit_at:
+            self.audit.turn(step)

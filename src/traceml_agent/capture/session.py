@@ -8,6 +8,7 @@ from _thread import get_ident
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
@@ -43,7 +44,7 @@ class Session:
         self.on_active: Any = None  # set by exit.py and the sampler loop
         self.gates = {name: Gate() for name in set(PATCH_OF_PHASE.values())}
         self.tracker = StepTracker(0, self._activate, self._close_step)
-        self.tracker.on_shut = self.shut
+        self.tracker.on_shut = self._shut_after_faults
         self._begin()
 
     def _begin(self) -> None:
@@ -51,7 +52,6 @@ class Session:
         self.parent_pid = os.getppid()
         self.recorder: Recorder | None = None
         self.refusal: str | None = None
-        self.phase_cost_ns = 0
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self._told: tuple[dict[str, str], list[int]] = ({}, [])
 
@@ -76,7 +76,6 @@ class Session:
                 self.refusal = f"{hidden} hides a module that the agent needs; rename it"
                 say(f"nothing is recorded: {self.refusal}")
                 return
-            from traceml_agent.capture.calibration import discard_step, phase_cost_ns
             from traceml_agent.capture.opening import open_recorder
 
             recorder = open_recorder(self)
@@ -84,7 +83,7 @@ class Session:
                 return
             recorder.pending = self.pending_records
             self.recorder = recorder
-            self.phase_cost_ns = phase_cost_ns(discard_step)
+            Audit(self.tracker, self.config.max_overhead, self.shut)
             if self.on_active is not None:
                 self.on_active(self, recorder)
             recorder.activate_ns = time.perf_counter_ns() - begun
@@ -96,10 +95,11 @@ class Session:
                 self.recorder.abandon()
             self._begin()
             forget_faults()
+            self.tracker.__class__ = StepTracker
             self.tracker.__init__(  # type: ignore[misc]
                 get_ident(), self._activate, self._close_step
             )
-            self.tracker.on_shut = self.shut
+            self.tracker.on_shut = self._shut_after_faults
 
     def adopt_thread(self) -> bool:
         """Called in another thread than the owner, at a proof of training: may it take over?
@@ -122,10 +122,17 @@ class Session:
         """Notes whether a patch or sampler is "active", or why not."""
         self.statuses[name] = status
 
-    def shut(self, patch: str) -> None:
-        """A patch passes through from now on: it failed too often."""
-        self.gates[patch].shut = True
-        self.set_status(patch, f"switched off after {FAULT_LIMIT} errors of its own")
+    def shut(self, patch: str, reason: str) -> None:
+        """A patch passes through from now on; without the recorder, all of them do."""
+        for name in self.gates if patch == RECORDER else (patch,):
+            self.gates[name].shut = True
+            self.set_status(name, reason)
+        with guard("breaker"):
+            # From here on updates may show by the version of a parameter only: read it now.
+            self.tracker.probe.version_moved()
+
+    def _shut_after_faults(self, patch: str) -> None:
+        self.shut(patch, f"switched off after {FAULT_LIMIT} errors of its own")
 
     def note_event(
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]
@@ -181,8 +188,9 @@ class Session:
         return records
 
     def hot_path_ns(self) -> int | None:
-        """Estimated cost of the patches so far: phases opened, times the calibrated cost of one."""
-        return self.tracker.opened * self.phase_cost_ns if self.phase_cost_ns else None
+        """What the patches cost so far; None while too few steps were audited."""
+        audit: Audit | None = self.tracker.audit
+        return None if audit is None else audit.total_ns()
 
 
 SESSION = Session()

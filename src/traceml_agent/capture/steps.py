@@ -57,7 +57,6 @@ class StepTracker(OpenStep):
                 self.device.switch(NONE, INPUT_WAIT)
             self.phase = INPUT_WAIT
             self.since = now
-            self.opened += 1
         except INTERNAL as error:
             self._fail("dataloader", error)
 
@@ -162,7 +161,6 @@ class StepTracker(OpenStep):
                 self.device.switch(previous, BACKWARD)
             self.phase = BACKWARD
             self.since = now
-            self.opened += 1
             self._prove()
             return previous
         except INTERNAL as error:
@@ -192,24 +190,27 @@ class StepTracker(OpenStep):
         """An optimizer starts a step."""
         try:
             self.optimizer_calls += 1
-            if self.phase == OPTIMIZER:
-                if self._in_scaler or optimizer_id != self._optimizers[-1]:
-                    self._optimizer_depth += (
-                        1  # an optimizer inside a GradScaler or another optimizer
-                    )
+            if self.updating:
+                if self._in_scaler:
+                    self.updating += 1
                     return
                 self._abort_update()
             self._begin_update(optimizer_id)
         except INTERNAL as error:
             self._fail("optimizer", error)
 
+    def begin_inner_update(self) -> None:
+        """An optimizer starts a step inside the step of one, perhaps its own: it is one update."""
+        self.optimizer_calls += 1
+        self.updating += 1
+
     def begin_scaler_update(self, optimizer_id: int) -> bool:
         """A GradScaler decides whether the optimizer may step; False: not an outermost call."""
         try:
             if self.phase != NONE:
                 return False
-            self._in_scaler = True
             self._begin_update(optimizer_id)
+            self._in_scaler = True
             return True
         except INTERNAL as error:
             self._fail("optimizer", error)
@@ -218,6 +219,7 @@ class StepTracker(OpenStep):
     def _begin_update(self, optimizer_id: int) -> None:
         if optimizer_id in self._optimizers:
             self._close_at_segment()
+        self.updating = 1
         # An optimizer may step inside backward (one per parameter, as a gradient hook): then the
         # time is backward's, and only the update counts.
         if self.phase == NONE:
@@ -225,6 +227,8 @@ class StepTracker(OpenStep):
             self.enter(OPTIMIZER)
         else:
             self._opened_update = False
+            if not self.segment.start:  # inside what alone starts no step
+                self._start_at(self.since)
         self._optimizers.append(optimizer_id)
         if not self._proven or self._batches or self._eval_seen:
             self._prove()
@@ -232,9 +236,11 @@ class StepTracker(OpenStep):
     def end_update(self) -> None:
         """The step of an optimizer ended."""
         try:
-            if self._optimizer_depth:
-                self._optimizer_depth -= 1
+            if self.updating != 1:
+                # Inside another one; or its beginning was not seen, or is forgotten after an error.
+                self.updating = max(0, self.updating - 1)
                 return
+            self.updating = 0
             segment = self.segment
             if self._opened_update:
                 self._opened_update = False
@@ -254,8 +260,10 @@ class StepTracker(OpenStep):
     def end_scaler_update(self, updated: bool) -> None:
         """The GradScaler is done; not `updated`: a gradient was infinite and the step skipped."""
         try:
+            if not self._in_scaler:
+                return  # forgotten after an error
             self._in_scaler = False
-            self._optimizer_depth = 0
+            self.updating = 1
             self.end_update()
             if not updated:
                 self.segment.updates -= 1
@@ -263,8 +271,10 @@ class StepTracker(OpenStep):
             self._fail("optimizer", error)
 
     def _abort_update(self) -> None:
-        self.leave(NONE)
-        self._optimizer_depth = 0
+        """The step of an optimizer raised, and the loop went on."""
+        if self.phase == OPTIMIZER:
+            self.leave(NONE)
+        self.updating = 0
         self._opened_update = False
         self._in_scaler = False
 

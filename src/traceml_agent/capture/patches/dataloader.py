@@ -6,9 +6,10 @@ from typing import Any
 
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import hide_frame, like
+from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import or_none
-from traceml_agent.schema.phases import OPTIMIZER
+from traceml_agent.schema.phases import INPUT_WAIT, OPTIMIZER
 
 NESTING_LIMIT = 4
 """Chosen: a batch of pairs of dictionaries of lists is still seen; a cycle ends here."""
@@ -25,12 +26,25 @@ def install(torch: Any) -> str:
 def _patch_next(iterator_class: Any) -> None:
     tracker, gate = SESSION.tracker, SESSION.gates["dataloader"]
     original = iterator_class.__next__
+    count_running = running_updates()
 
     def __next__(self: Any) -> Any:
         phase = tracker.phase
-        # An open optimizer phase here is one whose step raised; any other is the real caller.
+        # An open optimizer phase: its closure asks, or its step raised and the loop went on. Any
+        # other phase is the real caller.
         if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
             return original(self)
+        if phase == OPTIMIZER and count_running():
+            # A closure goes through a loader: that is input of this update, and ends no step.
+            tracker.enter(INPUT_WAIT)
+            try:
+                batch = original(self)
+            except BaseException as error:
+                tracker.leave(OPTIMIZER)
+                hide_frame(error)
+                raise
+            tracker.leave(OPTIMIZER)
+            return batch
         sampler = self._index_sampler
         tracker.begin_fetch(id(sampler))
         try:

@@ -5,7 +5,9 @@ from _thread import get_ident
 from typing import Any
 
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
+from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
+from traceml_agent.schema.phases import OPTIMIZER
 
 
 def install(torch: Any) -> str:
@@ -14,15 +16,23 @@ def install(torch: Any) -> str:
     module = sys.modules["torch.optim.optimizer"]
     is_compiling = compiling_test(torch)
     tracker, gate = SESSION.tracker, SESSION.gates["optimizer"]
+    count_running = running_updates()
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         if is_compiling() or gate.shut:
             return
         if get_ident() == tracker.owner or SESSION.adopt_thread():
-            tracker.begin_update(id(optimizer))
+            # A `step` that calls that of its base class, or of another optimizer.
+            if tracker.updating and count_running() > 1:
+                tracker.begin_inner_update()
+            else:
+                tracker.begin_update(id(optimizer))
 
     def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not is_compiling() and not gate.shut and get_ident() == tracker.owner:
+        # The gate may have been shut when this step began: what is open is closed all the same.
+        if is_compiling() or (gate.shut and tracker.phase != OPTIMIZER):
+            return
+        if get_ident() == tracker.owner:
             tracker.end_update()
 
     module.register_optimizer_step_pre_hook(before_step)
@@ -64,11 +74,12 @@ def _scaler_step(original: Any) -> Any:
             return original(self, optimizer, *args, **kwargs)
         calls = tracker.optimizer_calls
         try:
-            return original(self, optimizer, *args, **kwargs)
+            result = original(self, optimizer, *args, **kwargs)
         except BaseException as error:
+            tracker.end_scaler_update(updated=False)
             hide_frame(error)
             raise
-        finally:
-            tracker.end_scaler_update(updated=tracker.optimizer_calls != calls)
+        tracker.end_scaler_update(updated=tracker.optimizer_calls != calls)
+        return result
 
     return like(step, original)

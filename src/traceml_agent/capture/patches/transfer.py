@@ -50,7 +50,7 @@ def _wrapper(original: Any, target_of: Any, is_compiling: Callable[[], bool]) ->
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            tracker.end_transfer(previous, to_device=True)
+            tracker.end_transfer(previous, to_device=target != "cpu")
             hide_frame(error)
             raise
         tracker.end_transfer(previous, to_device=target != "cpu")

@@ -54,12 +54,13 @@ class StepFigures:
     @property
     def traced_ms(self) -> float:
         """The step without the wait for its batch."""
-        return self.step_ms - (self.parts_ms.get("input_wait") or 0.0)
+        return max(0.0, self.step_ms - (self.parts_ms.get("input_wait") or 0.0))
 
     @property
     def typical_ms(self) -> float:
         """The step without evaluation, checkpoints and compilation."""
-        return self.step_ms - sum(self.parts_ms.get(name) or 0.0 for name in NOT_TRAINING)
+        rest = self.step_ms - sum(self.parts_ms.get(name) or 0.0 for name in NOT_TRAINING)
+        return max(0.0, rest)
 
 
 def diagnose(ranks: list[StepFigures], steps: int, clock: str, loader_seen: bool) -> list[Issue]:
@@ -90,15 +91,17 @@ def _too_early(ranks: list[StepFigures], steps: int) -> Issue | None:
     missing = sorted(
         {n for r in ranks for n in r.missing if n in ("forward", "backward", "optimizer")}
     )
-    if missing:
-        return Issue(
-            "INCOMPLETE_DATA",
-            "info",
-            f"Not measured: {', '.join(missing)}.",
-            "See `traceml_agent.patches` for the reason; `traceml-agent doctor` helps.",
-            evidence={"missing_signals": missing, "steps_used": steps},
-        )
-    return None
+    return _incomplete(missing, steps) if missing else None
+
+
+def _incomplete(missing: list[str], steps: int) -> Issue:
+    return Issue(
+        "INCOMPLETE_DATA",
+        "info",
+        f"Not measured: {', '.join(missing)}.",
+        "See `traceml_agent.patches` for the reason; `traceml-agent doctor` helps.",
+        evidence={"missing_signals": missing, "steps_used": steps},
+    )
 
 
 def share(rank: StepFigures, part: str) -> float | None:
@@ -169,6 +172,9 @@ def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool
             ranks=typical,
             evidence=evidence,
         )
+    missing = sorted({name for rank in ranks for name in rank.missing})
+    if missing:
+        return _incomplete(missing, steps)
     waited = "" if loader_seen else " No DataLoader was used."
     return Issue(
         "BALANCED",

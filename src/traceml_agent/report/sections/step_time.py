@@ -30,6 +30,8 @@ def analysis_window(view: RunView) -> Window:
         return Window(None, None, 0, None, None)
     first = max(rank.series.steps[rank.series.first_steady] for rank in ranks)
     last = min(rank.series.steps[-1] for rank in ranks)
+    if last < first:
+        return Window(None, None, 0, None, None)
     lead = ranks[0]
     series = lead.series
     begin = bisect_left(series.steps, first)
@@ -37,7 +39,8 @@ def analysis_window(view: RunView) -> Window:
     return Window(
         start_step=first,
         end_step=last,
-        steps_analyzed=max(0, last - first + 1),
+        # Not the difference of the numbers: steps that were thinned out have no times of their own.
+        steps_analyzed=min(len(steps_within(rank.series, first, last)) for rank in ranks),
         start_ts_s=wall_s(lead, series.start_ns[begin]) if begin < len(series.steps) else None,
         end_ts_s=wall_s(lead, series.start_ns[end] + series.duration_ns[end]) if end >= 0 else None,
     )
@@ -125,9 +128,13 @@ def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]
     }
 
 
-def _chosen(series: RankSeries, window: Window) -> range:
-    first, last = window.start_step or 0, window.end_step or 0
+def steps_within(series: RankSeries, first: int, last: int) -> range:
+    """Where the steps with these numbers, both included, stand in the columns of a rank."""
     return range(bisect_left(series.steps, first), bisect_right(series.steps, last))
+
+
+def _chosen(series: RankSeries, window: Window) -> range:
+    return steps_within(series, window.start_step or 0, window.end_step or 0)
 
 
 def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[int] | None]:
@@ -151,12 +158,10 @@ def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[
     compute = [columns[name] for name in COMPUTE_PHASES]
     known = [column for name in PHASES if (column := columns[name]) is not None]
     measured = [column for column in compute if column is not None]
-    if len(measured) == len(compute):
-        columns["compute"] = sum_columns(measured)
-        claimed = sum_columns(known)
-        columns["residual"] = differences(steps, claimed)
-    else:
-        columns["compute"] = columns["residual"] = None
+    columns["compute"] = sum_columns(measured) if len(measured) == len(compute) else None
+    # Where one phase was not measured, what is left of the step is that phase too.
+    complete = len(known) == len(PHASES)
+    columns["residual"] = differences(steps, sum_columns(known)) if complete else None
     return columns
 
 
@@ -165,10 +170,10 @@ def _metrics(
 ) -> dict[str, float | int | None]:
     means: dict[str, float | None] = {name: _mean_ms(column) for name, column in columns.items()}
     step = means["step_time"] or 0.0
-    traced = step - (means["input_wait"] or 0.0)
+    traced = max(0.0, step - (means["input_wait"] or 0.0))
     host = _columns(rank, window, on_device=False) if on_device else columns
     host_step, host_wait = _mean_ms(host["step_time"]), _mean_ms(host["input_wait"])
-    host_traced = None if host_step is None else host_step - (host_wait or 0.0)
+    host_traced = None if host_step is None else max(0.0, host_step - (host_wait or 0.0))
     metrics: dict[str, float | int | None] = {
         f"{name}_ms": means[name] for name in (*PHASES, "compute", "residual")
     }
