@@ -274,6 +274,43 @@ def batch_cut_for_memory():
     return model, BATCHES, None
 
 
+class ClippingSGD(torch.optim.SGD):
+    """Its `step` calls that of its base class."""
+
+    def step(self, closure=None):
+        nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+        return super().step(closure)
+
+
+def optimizer_of_a_hooked_base():
+    """Where the base class was used too, torch calls the step hooks for both classes."""
+    first, model = Net(), Net()
+    sgd(first)
+    optimizer = ClippingSGD(model.parameters(), lr=0.01)
+    for batch in slices():
+        update(model, optimizer, batch)
+    return model, BATCHES, BATCHES
+
+
+def closure_over_a_loader():
+    """LBFGS on the whole data set: each evaluation of the closure goes through the loader."""
+    model, batches = Net(), loader()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        total = 0.0
+        for batch in batches:
+            loss = loss_of(model, batch) / BATCHES
+            loss.backward()
+            total += loss.item()
+        return total
+
+    for _ in range(4):
+        optimizer.step(closure)
+    return model, 4, None
+
+
 RARE_LOOPS = {
     function.__name__: function
     for function in (
@@ -282,7 +319,8 @@ RARE_LOOPS = {
         trained_in_eval_mode_no_loader, average_of_weights, attack_loader, attack_no_loader,
         sharpness_aware_loader, sharpness_aware_no_loader, replayed_memory, loader_over_a_rollout,
         delayed_second_optimizer, trials_no_loader,
-        loader_after_no_loader, batch_cut_for_memory,
+        loader_after_no_loader, batch_cut_for_memory, optimizer_of_a_hooked_base,
+        closure_over_a_loader,
     )
 }  # fmt: skip
 

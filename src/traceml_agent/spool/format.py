@@ -23,7 +23,8 @@ class BadRecord(TracemlError):
 
 def spool_path(run_dir: Path, hostname: str, pid: int, attempt: int, rank: int) -> Path:
     """Where a process writes; unique over nodes, process ids and attempts."""
-    safe_host = "".join(c if c.isalnum() or c in "-." else "-" for c in hostname)[:64]
+    letters = (c if c.isascii() and (c.isalnum() or c in "-.") else "-" for c in hostname)
+    safe_host = "".join(letters)[:64]
     return run_dir / f"rank{rank:05d}-attempt{attempt}-{safe_host}-{pid}{SPOOL_SUFFIX}"
 
 
@@ -34,7 +35,22 @@ def encode(record: Record) -> bytes:
         value = getattr(record, name)
         if value is not None:
             line[name] = value
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+    try:
+        return orjson.dumps(line, option=options)
+    except orjson.JSONEncodeError:  # a file name that is no UTF-8
+        return orjson.dumps(_encodable(line), option=options)
+
+
+def _encodable(value: Any) -> Any:
+    """The same with `?` for what UTF-8 cannot hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encodable(item) for item in value]
+    return value
 
 
 def decode(line: bytes) -> Record | None:

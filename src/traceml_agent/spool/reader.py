@@ -2,8 +2,9 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from operator import add, eq
+from operator import add, attrgetter, eq
 from pathlib import Path
+from typing import Any
 
 from traceml_agent.errors import NewerSchema, TracemlError
 from traceml_agent.schema.phases import PHASES
@@ -25,7 +26,8 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.spool.format import RING_SUFFIX, STACK_SUFFIX, BadRecord, decode
-from traceml_agent.spool.ring import Row, read_ring
+from traceml_agent.spool.plausible import StepNumbers, check
+from traceml_agent.spool.ring import Row, read_ending, read_ring
 
 STACK_LIMIT_BYTES = 64 * 1024
 
@@ -40,6 +42,7 @@ class Spool:
 
     path: Path
     header: Header
+    size: int = 0  # bytes, a torn end included
     statuses: dict[str, str] = field(default_factory=dict)
     batches: list[Steps] = field(default_factory=list)
     sums: list[StepSums] = field(default_factory=list)
@@ -52,6 +55,7 @@ class Spool:
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
+    noted_ending: tuple[str, int | None] | None = None  # in the ring, for want of an `end`
     fatal_stack: str | None = None  # written by faulthandler at SIGTERM or a crash
     last_monotonic_ns: int = 0
     problems: list[str] = field(default_factory=list)
@@ -63,8 +67,10 @@ def read_spool(path: Path) -> Spool:
     Raises NotASpool, NewerSchema and OSError. Lines that are no records are skipped and named in
     `problems`; a last line without a newline is a torn write and is skipped too.
     """
-    lines = path.read_bytes().split(b"\n")
-    spool = Spool(path, _header(path, lines[0] if lines else b""))
+    data = path.read_bytes()
+    lines = data.split(b"\n")
+    spool = Spool(path, _header(path, lines[0]), len(data))
+    numbers = StepNumbers()
     bad = 0
     last = len(lines) - 1
     for number, line in enumerate(lines[1:], start=1):
@@ -72,6 +78,9 @@ def read_spool(path: Path) -> Spool:
             continue
         try:
             record = decode(line)
+            if record is not None:
+                check(record)
+                _keep(spool, record, numbers)
         except BadRecord as error:
             if number == last:
                 spool.problems.append(f"{path.name}: the last line is torn and was left out")
@@ -79,9 +88,7 @@ def read_spool(path: Path) -> Spool:
                 bad += 1
                 if bad == 1:
                     spool.problems.append(f"{path.name}: line {number + 1} skipped ({error})")
-            continue
-        if record is not None:
-            _keep(spool, record)
+    _sort_samples(spool)
     if bad > 1:
         spool.problems.append(f"{path.name}: {bad} lines skipped in all")
     _add_ring(spool)
@@ -96,11 +103,14 @@ def _header(path: Path, line: bytes) -> Header:
         raise NotASpool(f"{path} is no spool: its first line is {error}") from None
     if not isinstance(record, Header):
         raise NotASpool(f"{path} is no spool: its first line is no header")
-    name, _, version = record.schema.partition("/")
-    known_name, _, known_version = SPOOL_SCHEMA.partition("/")
-    if name != known_name or not version.isdigit():
-        raise NotASpool(f"{path} is no spool: its schema is {record.schema!r}")
-    if int(version) > int(known_version):
+    try:
+        check(record)
+    except BadRecord as error:
+        raise NotASpool(f"{path} is no spool: its first line says {error}") from None
+    version = version_of(record.schema, SPOOL_SCHEMA)
+    if version is None:
+        raise NotASpool(f"{path} is no spool: its schema is {record.schema[:80]!r}")
+    if version > int(SPOOL_SCHEMA.partition("/")[2]):
         raise NewerSchema(
             f"{path} was written with schema {record.schema}; this version reads up to "
             f"{SPOOL_SCHEMA}: update traceml-agent to read it"
@@ -108,20 +118,26 @@ def _header(path: Path, line: bytes) -> Header:
     return record
 
 
-def _keep(spool: Spool, record: Record) -> None:
+def version_of(schema: str, known: str) -> int | None:
+    """The number in `name/number`; None if the name is not that of `known`, or without a number."""
+    name, _, number = schema.partition("/")
+    # Unicode has more digits than `int` takes, and `int` takes no more than 4,300 of them.
+    is_number = number.isascii() and number.isdigit() and len(number) < 19
+    return int(number) if is_number and name == known.partition("/")[0] else None
+
+
+def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
     monotonic_ns = getattr(record, "monotonic_ns", 0)
     if isinstance(record, Steps):
-        problem = _misshapen(record)
-        if problem:
-            spool.problems.append(f"{spool.path.name}: steps {record.first_step}.. {problem}")
-            return
+        _only_once(record, numbers)
         spool.batches.append(record)
+        _drop_end_before(spool, record.start_ns)
         monotonic_ns = record.start_ns + sum(record.duration_ns)
     elif isinstance(record, StepSums):
+        _only_once(record, numbers)
         spool.sums.append(record)
     elif isinstance(record, DeviceSteps):
-        if all(len(c) == record.count for c in (record.duration_ns, *record.phase_ns.values())):
-            spool.device_batches.append(record)
+        spool.device_batches.append(record)
     elif isinstance(record, Patches):
         spool.statuses.update(record.statuses)
     elif isinstance(record, Outside):
@@ -143,23 +159,23 @@ def _keep(spool: Spool, record: Record) -> None:
     spool.last_monotonic_ns = max(spool.last_monotonic_ns, monotonic_ns)
 
 
-def _misshapen(batch: Steps) -> str | None:
-    if batch.count < 1 or batch.first_step < 1:
-        return "skipped: a batch without steps"
-    for column in (batch.duration_ns, *batch.phase_ns.values()):
-        if len(column) != batch.count or min(column) < 0:
-            return "skipped: a column of another length, or a negative time"
-    for column_or_one in (batch.micro_batches, batch.samples, batch.updates, batch.d2h_ns):
-        if isinstance(column_or_one, list) and len(column_or_one) != batch.count:
-            return "skipped: a column of another length"
-    return None
+def _only_once(steps: Steps | StepSums, numbers: StepNumbers) -> None:
+    if not numbers.add(steps.first_step, steps.count):
+        raise BadRecord(f"{steps.kind}: step {steps.first_step} and on are known already")
+
+
+def _sort_samples(spool: Spool) -> None:
+    """By time, which is the order they were written in unless lines were moved."""
+    samples: list[list[Any]] = [spool.process_samples, spool.host_samples, spool.gpu_samples]
+    for column in samples:
+        column.sort(key=attrgetter("monotonic_ns"))
 
 
 def _add_ring(spool: Spool) -> None:
     """Adds the steps that were closed but not yet in the spool when the process died."""
     path = ring_path_of(spool.path, spool.header)
     try:
-        rows = read_ring(path)
+        rows, ending = read_ring(path), read_ending(path)
     except FileNotFoundError:
         return
     except (OSError, TracemlError) as error:
@@ -170,13 +186,26 @@ def _add_ring(spool: Spool) -> None:
     if fresh:
         spool.batches.extend(batches_of(fresh))
         _, start_ns, duration_ns, *_ = fresh[-1]
+        _drop_end_before(spool, start_ns)
         spool.last_monotonic_ns = max(spool.last_monotonic_ns, start_ns + duration_ns)
+    if ending is not None and spool.end is None:
+        spool.noted_ending = ending
+        spool.problems.append(
+            f"{spool.path.name}: the disk did not take the last records; the steps and the end of "
+            "the process are known from the ring"
+        )
+
+
+def _drop_end_before(spool: Spool, start_ns: int) -> None:
+    """A step that begins after an `end`: the process did not become another program after all."""
+    if spool.end is not None and spool.end.monotonic_ns <= start_ns:
+        spool.end = None
 
 
 def ring_path_of(spool_path: Path, header: Header) -> Path:
     """The ring of a spool: beside it, or where the header says."""
     beside = spool_path.with_suffix(RING_SUFFIX)
-    if header.ring_path is None or beside.exists():
+    if header.ring_path is None or "\0" in header.ring_path or beside.exists():
         return beside
     return Path(header.ring_path)
 

@@ -67,7 +67,8 @@ def build(rank: RankView) -> dict[str, Any]:
             }
             for name in PARTS
         },
-        "unaccounted_s": (wall_ns - sum(nanoseconds.values())) / 1e9,
+        # Never below 0: steps of a damaged spool may overlap.
+        "unaccounted_s": max(0, wall_ns - sum(nanoseconds.values())) / 1e9,
         "steps": 0 if done is None else done.count,
         "micro_batches": 0 if done is None else done.micro_batches,
         "samples": None if done is None else done.samples,
@@ -80,6 +81,6 @@ def _span(rank: RankView) -> Span:
     starts = [batch.start_ns for batch in spool.batches] + [s.start_ns for s in spool.sums]
     ends = [b.start_ns + sum(b.duration_ns) for b in spool.batches]
     ends += [s.start_ns + s.duration_ns for s in spool.sums]
-    born = spool.header.process_start_ns
     gone = max(spool.last_monotonic_ns, max(ends, default=0), spool.header.monotonic_ns)
+    born = min(spool.header.process_start_ns, min(starts, default=gone), gone)
     return Span(born, min(starts, default=gone), max(ends, default=gone), gone)

@@ -73,7 +73,7 @@ def _figures(rank: RankView) -> ProcessFigures:
         else 100 * reserved / total,
         "gpu_mem_headroom_bytes": None
         if peak_reserved is None or not total
-        else total - peak_reserved,
+        else max(0, total - peak_reserved),
     }
     peak = {
         "ram_bytes": max(rss, default=None),
@@ -95,7 +95,8 @@ def cpu_percent(samples: list[ProcessSample]) -> float | None:
         return None
     first, last = known[0], known[-1]
     wall = last.monotonic_ns - first.monotonic_ns
-    return 100 * ((last.cpu_ns or 0) - (first.cpu_ns or 0)) / wall if wall > 0 else None
+    used = (last.cpu_ns or 0) - (first.cpu_ns or 0)
+    return 100 * used / wall if wall > 0 and used >= 0 else None
 
 
 def _memory_total(rank: RankView) -> int | None:

@@ -102,7 +102,7 @@ def _host(hosts: list[HostSample]) -> dict[str, float | int | None]:
     first = hosts[0] if hosts else None
     throttled = None
     if last is not None and first is not None and last.throttled_ns is not None:
-        throttled = (last.throttled_ns - (first.throttled_ns or 0)) / 1e9
+        throttled = max(0, last.throttled_ns - (first.throttled_ns or 0)) / 1e9
     used = [s.memory_used_bytes for s in hosts if s.memory_used_bytes is not None]
     total = None if last is None else last.memory_total_bytes
     return {
@@ -134,7 +134,7 @@ def _gpu(node: int, samples: list[GpuSample]) -> dict[str, Any]:
         "memory_used_bytes": average("memory_used_bytes"),
         "memory_percent": 100 * used / total if used is not None and total else None,
         "memory_total_bytes": total,
-        "headroom_bytes": total - used if used is not None and total else None,
+        "headroom_bytes": max(0, total - used) if used is not None and total else None,
         "temperature_c": average("temperature_c"),
         "peak_temperature_c": peak("temperature_c"),
         "power_w": average("power_w"),

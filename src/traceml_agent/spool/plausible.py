@@ -1,0 +1,159 @@
+"""What a record can say: a line may be whole JSON and still hold numbers that no writer wrote.
+
+A damaged digit must not become a negative duration, a billion missing ranks or an integer that no
+JSON holds. So a reader takes only records within these bounds; the others are skipped like lines
+that are no records.
+"""
+
+from bisect import bisect_right
+from typing import Any
+
+from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
+from traceml_agent.spool.format import BadRecord
+
+LAST_STEP = 1 << 36
+"""Chosen: two years of steps of 1 ms."""
+MOST_PER_STEP = 1 << 27
+"""Micro-batches, samples and updates of a step. Chosen: with LAST_STEP, sums stay below 64 bits."""
+LAST_NS = 1 << 62
+"""Of a clock. Chosen: the wall clock of the year 2116."""
+LONGEST_NS = 1 << 58
+"""Of a duration, nine years. Chosen: the sum of all phases stays below 64 bits."""
+MOST = (1 << 63) - 1
+"""Of any other number: what JSON and numpy hold."""
+LEAST = 1e-12
+"""Of a number that is not 0. Chosen: no division by it leaves the range of a float."""
+
+_SIGNED = frozenset({"exit_code", "temperature_c"})
+_FREE = frozenset({"detail"})
+
+
+def check(record: Record) -> None:
+    """Raises BadRecord if no writer can have written this."""
+    if isinstance(record, Steps):
+        problem = _problem_of_steps(record)
+    elif isinstance(record, DeviceSteps):
+        problem = _problem_of_device_steps(record)
+    elif isinstance(record, StepSums):
+        problem = _problem_of_sums(record)
+    else:
+        problem = _problem_of_numbers(record)
+    if problem is not None:
+        raise BadRecord(f"{record.kind}: {problem}")
+
+
+def is_plausible_row(row: tuple[int, ...]) -> bool:
+    """Whether a record of the ring can be a step. Phases are not looked at."""
+    step, start_ns, duration_ns, *_ = row
+    d2h_ns, micro_batches, samples, updates = row[-5:-1]
+    return (
+        0 < step <= LAST_STEP
+        and step == row[-1]
+        and 0 <= start_ns <= LAST_NS
+        and 0 <= duration_ns <= LONGEST_NS
+        and 0 <= d2h_ns <= LONGEST_NS
+        and 0 <= micro_batches <= MOST_PER_STEP
+        and -1 <= samples <= MOST_PER_STEP
+        and 0 <= updates <= MOST_PER_STEP
+    )
+
+
+class StepNumbers:
+    """Which steps are known. A step that comes twice would count twice."""
+
+    def __init__(self) -> None:
+        self._first: list[int] = []
+        self._last: list[int] = []
+
+    def add(self, first: int, count: int) -> bool:
+        """Adds these steps; False, and nothing added, if one of them is known."""
+        last = first + count - 1
+        if not self._last or first > self._last[-1]:  # as a writer writes them
+            self._first.append(first)
+            self._last.append(last)
+            return True
+        at = bisect_right(self._first, first)
+        if (at and self._last[at - 1] >= first) or (
+            at < len(self._first) and self._first[at] <= last
+        ):
+            return False
+        self._first.insert(at, first)
+        self._last.insert(at, last)
+        return True
+
+
+def _problem_of_steps(batch: Steps) -> str | None:
+    problem = _problem_of_range(batch.first_step, batch.count, batch.start_ns)
+    if problem is not None:
+        return problem
+    columns = [batch.duration_ns, *batch.phase_ns.values()]
+    if batch.d2h_ns is not None:
+        columns.append(batch.d2h_ns)
+    for column in columns:
+        if len(column) != batch.count:
+            return "a column of another length"
+        if min(column) < 0 or sum(column) > LONGEST_NS:
+            return "a time that cannot be"
+    for counts in (batch.micro_batches, batch.samples, batch.updates):
+        if counts is None:
+            continue
+        if isinstance(counts, list):
+            if len(counts) != batch.count:
+                return "a column of another length"
+            low, high = min(counts), max(counts)
+        else:
+            low = high = counts
+        if low < 0 or high > MOST_PER_STEP:
+            return "a count that cannot be"
+    return None
+
+
+def _problem_of_device_steps(batch: DeviceSteps) -> str | None:
+    problem = _problem_of_range(batch.first_step, batch.count, 0)
+    if problem is not None:
+        return problem
+    for column in (batch.duration_ns, *batch.phase_ns.values()):
+        if len(column) != batch.count:
+            return "a column of another length"
+        known = [value for value in column if value is not None]
+        if known and (min(known) < 0 or sum(known) > LONGEST_NS):
+            return "a time that cannot be"
+    return None
+
+
+def _problem_of_sums(sums: StepSums) -> str | None:
+    problem = _problem_of_range(sums.first_step, sums.count, sums.start_ns)
+    if problem is not None:
+        return problem
+    times = (sums.duration_ns, sums.d2h_ns, *sums.phase_ns.values())
+    if min(times) < 0 or max(times) > LONGEST_NS:
+        return "a time that cannot be"
+    counts = (sums.micro_batches, sums.updates, sums.samples or 0)
+    if min(counts) < 0 or max(counts) > sums.count * MOST_PER_STEP:
+        return "a count that cannot be"
+    return None
+
+
+def _problem_of_range(first_step: int, count: int, start_ns: int) -> str | None:
+    if first_step < 1 or count < 1 or first_step + count > LAST_STEP:
+        return "no steps, or steps with numbers that cannot be"
+    return None if 0 <= start_ns <= LAST_NS else "a time that cannot be"
+
+
+def _problem_of_numbers(record: Any) -> str | None:
+    """Looks at each number of a record of samples, counters or facts, also in what it holds."""
+    for name in record.__slots__:
+        value = getattr(record, name)
+        if value is None or isinstance(value, str) or name in _FREE:
+            continue
+        values = value.values() if isinstance(value, dict) else value
+        for item in values if isinstance(value, (dict, list, tuple)) else (value,):
+            if type(item) is int or type(item) is float:
+                size = abs(item) if name in _SIGNED else item
+                if not (size == 0 or LEAST <= size <= MOST):
+                    return f"`{name}` cannot be {item!r}"
+            elif hasattr(item, "__slots__"):
+                problem = _problem_of_numbers(item)
+                if problem is not None:
+                    return problem
+    return None
