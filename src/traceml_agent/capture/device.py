@@ -64,13 +64,15 @@ class DeviceTimer:
             self._spoiled = True
             return
         end = self._record()
-        if self._spoiled or self._step_start is None:
+        # An optimizer stepped inside a phase: its time is partly that of the next step.
+        divided, self._open = self._open is not None, None
+        if self._spoiled or divided or self._step_start is None:
             self.resolved.append(DeviceStep(step, None, {}))
         else:
             self._pending.append((step, self._step_start, end, self._pairs))
         self._pairs = []
         self._step_start = end
-        self._spoiled = False
+        self._spoiled = divided
         self.resolve()
 
     def resolve(self) -> None:

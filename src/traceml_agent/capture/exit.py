@@ -8,26 +8,28 @@ ring: fold-on-read covers these.
 
 import atexit
 import contextlib
-import fcntl
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.say import say, takes_unicode
 from traceml_agent.capture.session import SESSION, Session
 from traceml_agent.capture.shadow import hidden_module
-from traceml_agent.guard import guard
+from traceml_agent.guard import guard, or_none
 
 if TYPE_CHECKING:
-    from traceml_agent.capture.recorder import Recorder
+    from traceml_agent.capture.recorder import Ending, Recorder
     from traceml_agent.capture.samplers.loop import SamplerLoop
 
 WAIT_S = 2.0
-"""Rank 0 waits this long for the others, and anybody for the fold lock. Source: design.md."""
-POLL_S = 0.02
+"""Longer than this an exit never waits: for the disk, for the fold lock, and rank 0 for the other
+ranks, all together. Source: design.md."""
+ANSWER_S = 0.25
+"""Part of it that is left to a busy machine to end what has not come to its end."""
+BY_EXEC = "replaced by another program (exec)"
 
 
 @dataclass(slots=True)
@@ -76,48 +78,56 @@ def _at_exit() -> None:
             _say_why_nothing()
         else:
             ended = _how_it_ended()
-            finish(*ended)
+            finish(ended)
             if ended[0] == "interrupted":
                 _remember_interrupt()
 
 
-def finish(status: str, exit_code: int | None, exception: str | None, stack: str | None) -> None:
+def finish(end: "Ending") -> None:
     """Writes the last records; the last process out folds the run and prints the summary."""
     recorder = SESSION.recorder
     if recorder is None or _LEAVING.finished_pid == os.getpid():
         return
     _LEAVING.finished_pid = os.getpid()
-    close_spool(status, exit_code, exception, stack)
-    _fold_and_print(recorder)
+    leave_by = time.monotonic() + WAIT_S
+    if close_spool(end, leave_by):
+        _fold_and_print(recorder, leave_by)
 
 
-def close_spool(
-    status: str, exit_code: int | None, exception: str | None, stack: str | None
-) -> None:
-    """Closes the last step and the files. Does not wait for anybody."""
+def close_spool(end: "Ending", leave_by: float) -> bool:
+    """Closes the last step and the files; False if the disk does not answer."""
     recorder = SESSION.recorder
     if recorder is None:
-        return
+        return False
     with guard("last step"):
         SESSION.tracker.finish()
-    if SESSION.tracker.device is not None:
-        with guard("device events"):
-            SESSION.tracker.device.resolve()
     if _LEAVING.loop is not None:
         with guard("stop samplers"):
             _LEAVING.loop.stop()
-    with guard("last flush"):
-        recorder.drain()
-    with guard("end record"):
-        recorder.write(
-            [
-                recorder.overhead(SESSION.hot_path_ns()),
-                *recorder.new_faults(),
-                recorder.end(status, exit_code, exception, stack),
-            ]
-        )
-    with guard("close"):
-        recorder.close()
+    # As late as can be: the events of the last step were recorded a moment ago.
+    if SESSION.tracker.device is not None:
+        with guard("device events"):
+            SESSION.tracker.device.resolve()
+    cost = recorder.overhead(SESSION.hot_path_ns())
+    if _within(leave_by, "last records", lambda: recorder.finish(cost, end)):
+        return True
+    with guard("ring"):
+        recorder.give_up(end)
+    return False
+
+
+def _within(leave_by: float, where: str, action: Callable[[], None]) -> bool:
+    """Runs what a disk may never answer; False if it has not by then."""
+
+    def errand() -> None:
+        with guard(where):
+            action()
+
+    loop = _LEAVING.loop
+    if loop is None:
+        errand()
+        return True
+    return loop.run_within(max(0.0, leave_by - time.monotonic()), errand)
 
 
 def _remember_interrupt() -> None:
@@ -133,24 +143,29 @@ def _remember_interrupt() -> None:
 # How it ended
 
 
-def _how_it_ended() -> tuple[str, int | None, str | None, str | None]:
+def _how_it_ended() -> "Ending":
     """Status, exit code, exception and stack, as far as they can be seen from inside."""
     error = sys.exc_info()[1] or _uncaught()
     if isinstance(error, SystemExit):
         return _status_of_code(_code_of(error.code))
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130, "KeyboardInterrupt", _stack_of(error)
     if error is not None:
-        import traceback
-
-        text = "".join(traceback.format_exception_only(type(error), error)).strip()[:500]
-        return "failed", 1, text, _stack_of(error)
-    if _LEAVING.exit_code is not None and _LEAVING.exit_code_step == SESSION.tracker.opened:
+        return _failure(error)
+    if _LEAVING.exit_code is not None and _LEAVING.exit_code_step == SESSION.tracker.since:
         return _status_of_code(_LEAVING.exit_code)
     return "finished", None if _left_by_system_exit() else 0, None, None
 
 
-def _status_of_code(code: int) -> tuple[str, int, None, None]:
+def _failure(error: BaseException) -> "Ending":
+    from traceml_agent.redact import describe, own_secrets, places
+
+    secrets = own_secrets()
+    stack = places(error.__traceback__, secrets)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130, "KeyboardInterrupt", stack
+    return "failed", 1, describe(type(error), or_none(str)(error), secrets), stack
+
+
+def _status_of_code(code: int) -> "Ending":
     return ("finished" if code == 0 else "failed"), code, None, None
 
 
@@ -169,13 +184,6 @@ def _left_by_system_exit() -> bool:
     return is_script and "__file__" in vars(main)
 
 
-def _stack_of(error: BaseException) -> str:
-    import traceback
-
-    lines = traceback.format_tb(error.__traceback__)
-    return "".join(lines)[-8000:]
-
-
 def _code_of(code: Any) -> int:
     """What the shell sees for `sys.exit(code)`."""
     if code is None:
@@ -192,7 +200,7 @@ def _wrap_exits() -> None:
     def exit(status: Any = None, /) -> Any:
         if SESSION.pid == os.getpid():
             _LEAVING.exit_code = _code_of(status)
-            _LEAVING.exit_code_step = SESSION.tracker.opened
+            _LEAVING.exit_code_step = SESSION.tracker.since
         try:
             real_exit(status)
         except SystemExit as error:
@@ -203,87 +211,64 @@ def _wrap_exits() -> None:
         if SESSION.pid == os.getpid() and _LEAVING.finished_pid != os.getpid():
             _LEAVING.finished_pid = os.getpid()
             with guard("os._exit"):
-                code = _code_of(status)
-                close_spool("finished" if code == 0 else "failed", code, None, None)
+                close_spool(_status_of_code(_code_of(status)), time.monotonic() + WAIT_S)
         real_os_exit(status)
 
     exit.__doc__, _exit.__doc__ = real_exit.__doc__, real_os_exit.__doc__
     sys.exit, os._exit = exit, _exit
+    os.execv, os.execve = _announcing(os.execv), _announcing(os.execve)
+
+
+def _announcing(real_exec: Callable[..., Any]) -> Callable[..., Any]:
+    """The call that replaces the program, told to the spool before. All of os.exec* end in one."""
+
+    def execute(*args: Any, **kwargs: Any) -> Any:
+        if SESSION.pid == os.getpid() and SESSION.recorder is not None:
+            with guard("exec"):
+                SESSION.tracker.finish()
+                SESSION.recorder.announce_exec(("finished", None, BY_EXEC, None))
+        try:
+            return real_exec(*args, **kwargs)
+        except (OSError, TypeError, ValueError) as error:
+            error.__traceback__ = None  # no frame of ours
+            raise
+
+    execute.__name__, execute.__doc__ = real_exec.__name__, real_exec.__doc__
+    return execute
 
 
 # Fold and print
 
 
-def _fold_and_print(recorder: "Recorder") -> None:
+def _fold_and_print(recorder: "Recorder", leave_by: float) -> None:
+    from traceml_agent.capture.turn import Turn, end_turn, take_turn
     from traceml_agent.identity import resolve_identity
-    from traceml_agent.report.fold import fold_and_write
+    from traceml_agent.report.fold import fold_and_write, is_folded
     from traceml_agent.report.render.text import render_text
 
     own = recorder.writer.path
     if recorder.writer.error is not None and not own.exists():
         say(f"no summary: {recorder.writer.error}")
         return
-    with _fold_lock(recorder.run_dir):
-        others = _others_alive(recorder.run_dir, own)
-        rank = resolve_identity(os.environ).rank
-        deadline = time.monotonic() + WAIT_S
-        while others and rank == 0 and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-            others = _others_alive(recorder.run_dir, own)
-        if others and rank != 0:
-            return  # the last one out folds
-        if _is_folded(recorder.run_dir):
+    patience_s = WAIT_S if resolve_identity(os.environ).rank == 0 else 0.0
+    turns: list[Turn] = []
+
+    def ask() -> None:
+        turn = take_turn(own, patience_s, leave_by - ANSWER_S)
+        if turn is not None:
+            turns.append(turn)
+
+    # Whatever hangs in the directory hangs here, and not in the fold after it.
+    if not _within(leave_by, "whose turn", ask) or not turns:
+        return
+    try:
+        if is_folded(recorder.run_dir):
             return  # another process left at the same moment and has done it for both
         summary = fold_and_write(recorder.run_dir, own_spool=own)
+    finally:
+        end_turn(turns[0])
     if SESSION.config.summary:
         say(render_text(summary.payload, ascii_only=not takes_unicode()))
-
-
-def _is_folded(run_dir: Path) -> bool:
-    """Whether there is a summary that is as new as every spool."""
-    from traceml_agent.spool.format import SPOOL_SUFFIX
-
-    try:
-        folded = (run_dir / "final_summary.json").stat().st_mtime_ns
-        spools = run_dir.glob(f"*{SPOOL_SUFFIX}")
-        return all(spool.stat().st_mtime_ns <= folded for spool in spools)
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _fold_lock(run_dir: Path) -> Any:
-    """One fold at a time; where locks do not work, or nobody lets go, folds without."""
-    fd = None
-    with contextlib.suppress(OSError):
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(run_dir / "fold.lock", flags, 0o600)
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(POLL_S)
-    try:
-        yield
-    finally:
-        if fd is not None:
-            os.close(fd)
-
-
-def _others_alive(run_dir: Path, own_spool: Path) -> bool:
-    from traceml_agent.spool.format import ALIVE_SUFFIX, SPOOL_SUFFIX
-    from traceml_agent.spool.liveness import is_held
-
-    own = own_spool.with_suffix(ALIVE_SUFFIX)
-    return any(
-        is_held(alive)
-        for alive in run_dir.glob(f"*{ALIVE_SUFFIX}")
-        if alive != own and alive.with_suffix(SPOOL_SUFFIX).exists()
-    )
 
 
 # Nothing recorded

@@ -4,17 +4,30 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from traceml_agent.capture.device import DeviceStep
 from traceml_agent.capture.segment import Segment
 from traceml_agent.guard import faults, guard
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
-from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record, StepSums
+from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record, Steps, StepSums
 from traceml_agent.spool.reader import batches_of
 from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, Ring, Row, pack_step
 from traceml_agent.spool.writer import SpoolWriter, sums_of
+
+STALL_S = 0.5
+"""How long a step waits, once, for a disk that does not answer while the ring is full. Chosen: ten
+times what a drain of a full ring takes on a busy machine."""
+RETRY_S = 5.0
+"""How long to leave a disk alone that did not take steps: to encode a full ring costs 10 ms."""
+ROWS_LIMIT = 65_536
+"""Steps kept in memory where there is no ring and the disk does not answer: 40 MB."""
+
+
+Ending = tuple[str, int | None, str | None, str | None]
+"""How a process ends: status, exit code, exception and stack."""
 
 
 class Totals:
@@ -51,6 +64,9 @@ class Recorder:
     the ring full, drains them into the spool.
     """
 
+    inherited_stack_fd: ClassVar[int | None] = None
+    """In a forked child: where the fatal handlers write that the parent installed."""
+
     def __init__(self, run_dir: Path, writer: SpoolWriter, ring: Ring | None) -> None:
         self.run_dir = run_dir
         self.writer = writer
@@ -67,6 +83,8 @@ class Recorder:
         self.warn: Callable[[str], None] | None = None
         self._lost_steps = 0
         self._rows: list[Row] = []  # in place of a ring
+        self._is_stalled = False  # the disk did not take the last steps
+        self._retry_at = 0.0
         self._reported_faults: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -82,10 +100,13 @@ class Recorder:
         counts = (measured.d2h_ns, micro_batches, samples, measured.updates, step)
         ring = self.ring
         if ring is None:
-            self._rows.append((step, start_ns, duration_ns, *measured.acc, *counts))
+            if len(self._rows) < ROWS_LIMIT:
+                self._rows.append((step, start_ns, duration_ns, *measured.acc, *counts))
+            else:
+                self._lost_steps += 1
         else:
-            if step - ring.drained > ring.capacity:
-                self.drain()
+            if step - ring.drained > ring.capacity and not self._is_stalled:
+                self._make_room()
             offset = HEADER_SIZE + (step - 1) % ring.capacity * RECORD_SIZE
             pack_step(ring.buffer, offset, step, start_ns, duration_ns, *measured.acc, *counts)
         self.last_step = step
@@ -95,33 +116,58 @@ class Recorder:
             on_first_step, self.on_first_step = self.on_first_step, None
             on_first_step()
 
+    def _make_room(self) -> None:
+        """Drains the full ring; where the disk hangs or is full, its oldest step is given up."""
+        if not self._lock.acquire(timeout=STALL_S):
+            self._is_stalled = True  # the sampler thread sits in a write; it tells when it is back
+            return
+        try:
+            self._drain()
+        finally:
+            self._lock.release()
+
     # The sampler thread, and the end
 
-    def drain(self) -> None:
-        """Writes all closed steps and pending records to the spool."""
+    def drain(self, *, last: bool = False) -> None:
+        """Writes all closed steps and pending records to the spool; `last`: whatever failed."""
         with self._lock:
-            with guard("pending records"):
-                self._write(self.pending())
-            rows = self._take()
-            if rows:
-                batches = batches_of(rows)
-                for batch in batches:
-                    self.totals.add(sums_of(batch))
-                if not self.writer.write(batches):
-                    # The ring keeps them for one more round at most: count them as lost here.
-                    self._lost_steps += len(rows)
-                if self.ring is not None:
-                    self.ring.mark_drained(rows[-1][0])
+            if last or not self._is_stalled or time.monotonic() >= self._retry_at:
+                self._drain()
 
-    def write(self, records: list[Record]) -> None:
-        """Writes records that are no steps."""
+    def _drain(self) -> None:
+        with guard("pending records"):
+            self._write(self.pending())
+        rows = self._take()
+        if not rows:
+            return
+        batches = batches_of(rows)
+        if self._write(batches):
+            for batch in batches:
+                self.totals.add(sums_of(batch))
+            self._is_stalled = False
+            if self.ring is not None:
+                self._lost_steps += rows[0][0] - self.ring.drained - 1
+                self.ring.mark_drained(rows[-1][0])
+        elif self.ring is None:
+            self._lost_steps += len(rows)
+        else:
+            # They stay in the ring for another try, and for the reader.
+            self.writer.lost[Steps.kind] -= len(batches)
+            self._is_stalled = True
+            self._retry_at = time.monotonic() + RETRY_S
+
+    def write(self, records: list[Record]) -> bool:
+        """Writes records that are no steps; whether the disk took them."""
         with self._lock:
-            self._write(records)
+            return self._write(records)
 
-    def _write(self, records: list[Record]) -> None:
-        if not self.writer.write(records) and self.warn is not None:
+    def _write(self, records: Sequence[Record]) -> bool:
+        if self.writer.write(records):
+            return True
+        if self.warn is not None:
             warn, self.warn = self.warn, None
             warn(f"cannot write to {self.run_dir}: {self.writer.error}; training goes on")
+        return False
 
     def _take(self) -> list[Row]:
         if self.ring is not None:
@@ -153,7 +199,7 @@ class Recorder:
         self, status: str, exit_code: int | None, exception: str | None, stack: str | None
     ) -> End:
         """The last record."""
-        dropped = dict(self.writer.lost)
+        dropped = {kind: count for kind, count in self.writer.lost.items() if count}
         if self._lost_steps:
             dropped["step"] = self._lost_steps
         if self.writer.thinned_steps:
@@ -174,13 +220,32 @@ class Recorder:
             dropped=dropped,
         )
 
-    def close(self) -> None:
-        """Closes everything; the ring goes if the spool holds all its steps."""
-        if self.ring is not None:
-            self.ring.close(remove=self.writer.error is None)
-            self.ring = None
+    def finish(self, cost: Overhead, end: Ending) -> None:
+        """Writes what is left and the `end`, and closes the spool; the ring goes if it can."""
+        self.drain(last=True)
+        is_whole = self.write([cost, *self.new_faults(), self.end(*end)]) and not self._is_stalled
+        if is_whole or not self.writer.path.exists():
+            self._close_ring(remove=True)
+        else:
+            self.give_up(end)
         self.writer.close()
         self.release()
+
+    def give_up(self, end: Ending) -> None:
+        """Leaves to the reader what the disk did not take: the ring survives this process."""
+        if self.ring is not None:
+            self.ring.mark_ended(end[0], end[1])
+            self._close_ring(remove=False)
+
+    def announce_exec(self, end: Ending) -> None:
+        """The process is about to become another program. If that fails, later steps say so."""
+        self.drain(last=True)
+        self.write([*self.new_faults(), self.end(*end)])
+
+    def _close_ring(self, remove: bool) -> None:
+        if self.ring is not None:
+            self.ring.close(remove)
+            self.ring = None
 
     def release(self) -> None:
         """Drops the liveness lock."""
@@ -192,6 +257,7 @@ class Recorder:
     def abandon(self) -> None:
         """In a forked child: the fatal stack of the child must not land in the parent's file."""
         if self.stack_fd is not None:
+            Recorder.inherited_stack_fd = self.stack_fd
             with contextlib.suppress(OSError):
                 null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
                 os.dup2(null, self.stack_fd, inheritable=False)

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from traceml_agent.errors import NoRun, NoSpools, TracemlError
-from traceml_agent.report.fold import fold, fold_and_write, read_summary
+from traceml_agent.report.fold import fold, fold_and_write, is_folded, read_summary
+from traceml_agent.report.view import one_line
 from traceml_agent.schema.records import Header
 from traceml_agent.schema.summary import SUMMARY_JSON
-from traceml_agent.spool.format import (
-    RING_SUFFIX,
-    SPOOL_SUFFIX,
-    STACK_SUFFIX,
-    BadRecord,
-    decode,
-)
+from traceml_agent.spool.format import SPOOL_SUFFIX, BadRecord, decode
 
 LATEST = "latest"
 _HEADER_LIMIT_BYTES = 1 << 20
 _NAMES_SHOWN = 5
+LAST_WALL_S = 1e11
+"""Later times are damage: no calendar function takes the year 5138."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +104,6 @@ def summary_payload(run_dir: Path) -> dict[str, Any]:
         return fold(run_dir).payload
 
 
-def is_folded(run_dir: Path) -> bool:
-    """Whether the summary of a run is there, and nothing was recorded after it."""
-    try:
-        folded_ns = (run_dir / SUMMARY_JSON).stat().st_mtime_ns
-    except OSError:
-        return False
-    if any(changed_ns > folded_ns for changed_ns in _changes_ns(run_dir)):
-        return False
-    with contextlib.suppress(TracemlError, OSError):
-        return bool(_run_of(read_summary(run_dir / SUMMARY_JSON)).get("status") != "running")
-    return False
-
-
 def headers(run_dir: Path) -> Iterator[Header]:
     """The first record of each spool of a run; files that are no spools are passed over."""
     for path in sorted(run_dir.glob(f"*{SPOOL_SUFFIX}")):
@@ -127,13 +111,6 @@ def headers(run_dir: Path) -> Iterator[Header]:
             record = decode(file.readline(_HEADER_LIMIT_BYTES))
             if isinstance(record, Header):
                 yield record
-
-
-def _changes_ns(run_dir: Path) -> Iterator[int]:
-    for path in run_dir.iterdir():
-        if path.suffix in (SPOOL_SUFFIX, RING_SUFFIX, STACK_SUFFIX):
-            with contextlib.suppress(OSError):
-                yield path.stat().st_mtime_ns
 
 
 def _latest(roots: Sequence[Path]) -> Path:
@@ -172,11 +149,11 @@ def _started_wall_s(run_dir: Path) -> float | None:
         header.wall_ns - (header.monotonic_ns - header.process_start_ns)
         for header in headers(run_dir)
     ]
-    if starts_ns:
+    if starts_ns and 0 <= min(starts_ns) <= LAST_WALL_S * 1e9:
         return min(starts_ns) / 1e9
     with contextlib.suppress(TracemlError, OSError):
         start = _section(read_summary(run_dir / SUMMARY_JSON), "analysis_window").get("start_ts_s")
-        if isinstance(start, (int, float)):
+        if isinstance(start, (int, float)) and 0 <= start <= LAST_WALL_S:
             return float(start)
     with contextlib.suppress(OSError):
         return run_dir.stat().st_mtime
@@ -190,7 +167,7 @@ def _entry(run_dir: Path) -> RunEntry:
     except (TracemlError, OSError):
         return RunEntry(
             run_dir.name,
-            _name_of(run_dir),
+            _shown(_name_of(run_dir)),
             run_dir,
             "unreadable",
             _started_wall_s(run_dir),
@@ -202,15 +179,15 @@ def _entry(run_dir: Path) -> RunEntry:
     return RunEntry(
         run_id=run_dir.name,
         # A summary calls a run without a name by its id.
-        name=None if meta.get("run_name") == run_dir.name else meta.get("run_name"),
+        name=None if meta.get("run_name") == run_dir.name else _text(meta, "run_name"),
         path=run_dir,
-        status=str(_run_of(payload).get("status") or "unknown"),
+        status=_text(_run_of(payload), "status") or "unknown",
         started_wall_s=_started_wall_s(run_dir),
-        duration_s=payload.get("duration_s"),
-        steps=step_time.get("training_total_steps"),
-        ranks=meta.get("world_size"),
-        verdict=diagnosis.get("kind"),
-        severity=diagnosis.get("severity"),
+        duration_s=_number(payload, "duration_s"),
+        steps=_number(step_time, "training_total_steps"),
+        ranks=_number(meta, "world_size"),
+        verdict=_text(diagnosis, "kind"),
+        severity=_text(diagnosis, "severity"),
     )
 
 
@@ -225,3 +202,18 @@ def _run_of(payload: dict[str, Any]) -> dict[str, Any]:
 def _section(payload: dict[str, Any], name: str) -> dict[str, Any]:
     value = payload.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def _number(section: dict[str, Any], name: str) -> Any:
+    """A number of a summary; None where something else stands: the file may be damaged."""
+    value = section.get(name)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _text(section: dict[str, Any], name: str) -> str | None:
+    value = section.get(name)
+    return _shown(value) if isinstance(value, str) else None
+
+
+def _shown(text: str | None) -> str | None:
+    return None if text is None else one_line(text)

@@ -4,9 +4,11 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from traceml_agent.errors import NewerSchema, NoRun, NoSpools
+from traceml_agent.report.killed import why_killed
 from traceml_agent.report.series import RankSeries, series_of
 from traceml_agent.spool.format import ALIVE_SUFFIX, SPOOL_SUFFIX
 from traceml_agent.spool.liveness import is_held
@@ -15,6 +17,8 @@ from traceml_agent.spool.reader import NotASpool, Spool, read_spool
 SILENT_S = 60.0
 """A process on another machine counts as dead when its spool was not written for this long.
 Chosen: 120 times the interval between two writes, and 60 between two samples."""
+MISSING_LIMIT = 1000
+"""Missing ranks that are listed: a header may claim any world size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class RunView:
     ranks: list[RankView]
     missing_ranks: list[int]
     problems: list[str]
+    spool_bytes: dict[str, int]  # file name: what of it was read
 
     @property
     def complete(self) -> bool:
@@ -58,12 +63,15 @@ def load_run(run_dir: Path, *, own_spool: Path | None = None) -> RunView:
     if not run_dir.is_dir():
         raise NoRun(f"{run_dir} is no run directory; `traceml-agent runs` lists the runs")
     problems: list[str] = []
-    spools = []
+    spools: list[Spool] = []
+    sizes: dict[str, int] = {}
     paths = sorted(run_dir.glob(f"*{SPOOL_SUFFIX}"))
     newer: NewerSchema | None = None
     for path in paths:
         try:
+            sizes[one_line(path.name)] = path.stat().st_size
             spools.append(read_spool(path))
+            sizes[one_line(path.name)] = spools[-1].size
         except NewerSchema as error:
             newer = error
             problems.append(str(error))
@@ -81,15 +89,17 @@ def load_run(run_dir: Path, *, own_spool: Path | None = None) -> RunView:
     last = _last_attempts(spools, problems)
     head = last[min(last)].header
     world_size = max(spool.header.identity.world_size for spool in last.values())
+    missing = (rank for rank in range(world_size) if rank not in last)
     return RunView(
         run_dir=run_dir,
         run_id=head.run_id,
         run_name=head.run_name,
         attempt=max(spool.header.identity.attempt for spool in last.values()),
         world_size=world_size,
-        ranks=[_rank_view(rank, last[rank], own_spool) for rank in sorted(last)],
-        missing_ranks=[rank for rank in range(world_size) if rank not in last],
-        problems=problems,
+        ranks=[_rank_view(rank, last, own_spool) for rank in sorted(last)],
+        missing_ranks=list(islice(missing, MISSING_LIMIT)),
+        problems=[one_line(problem) for problem in problems],
+        spool_bytes=sizes,
     )
 
 
@@ -97,7 +107,7 @@ def _last_attempts(spools: list[Spool], problems: list[str]) -> dict[int, Spool]
     """The latest spool of each rank."""
     last: dict[int, Spool] = {}
     earlier = 0
-    for spool in sorted(spools, key=lambda s: (s.header.identity.attempt, s.header.wall_ns)):
+    for spool in in_time(spools):
         earlier += spool.header.identity.rank in last
         last[spool.header.identity.rank] = spool
     if earlier:
@@ -105,22 +115,44 @@ def _last_attempts(spools: list[Spool], problems: list[str]) -> dict[int, Spool]
     return last
 
 
-def _rank_view(rank: int, spool: Spool, own_spool: Path | None) -> RankView:
+def in_time(spools: list[Spool]) -> list[Spool]:
+    """Oldest first. The wall clock may have jumped: within one boot the monotonic one decides."""
+    offsets: dict[str | None, int] = {}
+    for header in (spool.header for spool in spools):
+        offset = header.wall_ns - header.monotonic_ns
+        offsets[header.boot_id] = max(offset, offsets.get(header.boot_id, offset))
+
+    def key(spool: Spool) -> tuple[int, int]:
+        header = spool.header
+        if header.boot_id is None:
+            return header.identity.attempt, header.wall_ns
+        return header.identity.attempt, header.monotonic_ns + offsets[header.boot_id]
+
+    return sorted(spools, key=key)
+
+
+def _rank_view(rank: int, last: dict[int, Spool], own_spool: Path | None) -> RankView:
+    spool = last[rank]
     end = spool.end
     if end is not None:
         status, code, exception, stack = end.status, end.exit_code, end.exception, end.stack
         return RankView(rank, spool, series_of(spool), status, code, exception, stack)
+    if spool.noted_ending is not None:
+        status, code = spool.noted_ending
+        return RankView(rank, spool, series_of(spool), status, code, None, None)
+    fatal = spool.fatal_stack
     if spool.path == own_spool or is_alive(spool):
         status, exception = "running", None
-    elif spool.fatal_stack and "Fatal Python error" in spool.fatal_stack:
-        first = next(ln for ln in spool.fatal_stack.splitlines() if "Fatal Python error" in ln)
-        status, exception = "failed", first
-    elif spool.fatal_stack:
-        status, exception = "terminated", "SIGTERM"
+    elif fatal and "Fatal Python error" in fatal:
+        status = "failed"
+        exception = next(line for line in fatal.splitlines() if "Fatal Python error" in line)
+    elif fatal:
+        # At SIGHUP the agent lets faulthandler write the one thread that got it: no thread is named.
+        of_all_threads = "hread 0x" in fatal
+        status, exception = "terminated", "SIGTERM" if of_all_threads else "SIGHUP"
     else:
-        status = "killed"
-        exception = "ended without a trace: SIGKILL, out of memory, or power loss"
-    return RankView(rank, spool, series_of(spool), status, None, exception, spool.fatal_stack)
+        status, exception = "killed", why_killed(spool, list(last.values()))
+    return RankView(rank, spool, series_of(spool), status, None, exception, fatal)
 
 
 def is_alive(spool: Spool) -> bool:
@@ -130,6 +162,8 @@ def is_alive(spool: Spool) -> bool:
         held = is_held(spool.path.with_suffix(ALIVE_SUFFIX))
         if held is not None:
             return held
+    if spool.fatal_stack:
+        return False  # written by a death only
     try:
         return time.time() - os.stat(spool.path).st_mtime < SILENT_S
     except OSError:
@@ -141,6 +175,12 @@ def _boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
+
+
+def one_line(text: str) -> str:
+    """Text that UTF-8 can hold, in one line: names of files are any bytes."""
+    plain = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() else " " for c in plain)
 
 
 def _relative(text: str, run_dir: Path) -> str:

@@ -76,10 +76,10 @@ def _scaler_step(original: Any) -> Any:
         try:
             result = original(self, optimizer, *args, **kwargs)
         except BaseException as error:
-            tracker.end_scaler_update(updated=False)
+            tracker.end_scaler_update(False)
             hide_frame(error)
             raise
-        tracker.end_scaler_update(updated=tracker.optimizer_calls != calls)
+        tracker.end_scaler_update(tracker.optimizer_calls != calls)
         return result
 
     return like(step, original)

@@ -50,10 +50,10 @@ def _wrapper(original: Any, target_of: Any, is_compiling: Callable[[], bool]) ->
         try:
             result = original(self, *args, **kwargs)
         except BaseException as error:
-            tracker.end_transfer(previous, to_device=target != "cpu")
+            tracker.end_transfer(previous, target != "cpu")
             hide_frame(error)
             raise
-        tracker.end_transfer(previous, to_device=target != "cpu")
+        tracker.end_transfer(previous, target != "cpu")
         return result
 
     return like(copy, original)

@@ -1,4 +1,8 @@
-"""The one thread of the agent: drains closed steps, samples process, host and GPUs."""
+"""The one thread of the agent: drains closed steps, samples process, host and GPUs.
+
+When the process leaves, the thread also does what a disk may never answer, so that the process need
+not wait for it: a new thread cannot be started any more then (Python 3.12).
+"""
 
 import threading
 import time
@@ -38,6 +42,9 @@ class SamplerLoop:
         self._recorder = recorder
         self._is_node_speaker = local_rank == 0  # host and GPUs are sampled once a node
         self._stop = threading.Event()
+        self._idle = threading.Event()
+        self._called = threading.Event()
+        self._errand: tuple[Callable[[], None], threading.Event] | None = None
         self._thread = threading.Thread(target=self._run, name="traceml", daemon=True)
         self._trainer_id = threading.get_native_id()
         self._samplers: list[_Sampler] = []
@@ -47,17 +54,42 @@ class SamplerLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread and takes a last sample."""
+        """Ends sampling with a last sample; the thread stays for errands."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(JOIN_S)
+            self._idle.wait(JOIN_S)
+
+    def run_within(self, timeout_s: float, errand: Callable[[], None]) -> bool:
+        """Lets the thread do something, after `stop`; False if it is not back in time.
+
+        Once it did not come back it is left where it hangs, and every further errand is refused.
+        """
         if not self._thread.is_alive():
-            guarded("last sample", self._sample)
-        for sampler in tuple(self._samplers):  # the thread may still be dropping one
-            guarded(f"close {sampler.name}", sampler.close)
+            errand()
+            return True
+        if not self._idle.is_set():
+            return False
+        self._idle.clear()
+        done = threading.Event()
+        self._errand = (errand, done)
+        self._called.set()
+        return done.wait(timeout_s)
 
     def _run(self) -> None:
         self._open()
+        self._sample_until_stopped()
+        guarded("last sample", self._sample)
+        for sampler in self._samplers:
+            guarded(f"close {sampler.name}", sampler.close)
+        self._idle.set()
+        while self._called.wait() and self._errand is not None:
+            self._called.clear()
+            errand, done = self._errand
+            guarded("errand", errand)
+            self._idle.set()  # before `done`: the next errand may follow at once
+            done.set()
+
+    def _sample_until_stopped(self) -> None:
         config = self._session.config
         next_sample = time.perf_counter()
         while True:
