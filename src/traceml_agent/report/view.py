@@ -147,7 +147,7 @@ def _rank_view(rank: int, last: dict[int, Spool], own_spool: Path | None) -> Ran
         status = "failed"
         exception = next(line for line in fatal.splitlines() if "Fatal Python error" in line)
     elif fatal:
-        # At SIGHUP the agent lets faulthandler write the one thread that got it: no thread is named.
+        # At SIGHUP faulthandler writes only the thread that got it, and names no thread.
         of_all_threads = "hread 0x" in fatal
         status, exception = "terminated", "SIGTERM" if of_all_threads else "SIGHUP"
     else:
