@@ -20,7 +20,7 @@ define install
 	$(BIN)/python -m pip install -q $(1)
 endef
 
-.PHONY: demo test lint bench gpu docs clean
+.PHONY: demo test lint bench fuzz gpu docs clean
 
 demo: $(VENV)/.demo
 	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
@@ -37,6 +37,19 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/overhead/bench.py
 	$(BIN)/python tests/overhead/peers.py --markdown build/overhead.md
 	TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py
+
+# Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.
+FUZZ_EXAMPLES ?= 5000
+FUZZ_SECONDS ?= 300
+fuzz: $(VENV)/.test
+	@{ $(call install,--only-binary=:all: atheris); } || \
+	  echo "no atheris for this Python: hypothesis alone"
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) --timeout=7200 tests/fuzz
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || exit 0; \
+	for harness in spool steps; do mkdir -p build/fuzz/$$harness; \
+	  $(BIN)/python tests/fuzz/fuzz_$$harness.py -max_total_time=$(FUZZ_SECONDS) \
+	    -print_final_stats=1 -artifact_prefix=build/fuzz/$$harness- build/fuzz/$$harness || exit 1; \
+	done
 
 # An image's own Python: `pip install -e . pytest`, then `make gpu GPU_PYTHON=python3`.
 GPU_PYTHON ?= $(BIN)/python

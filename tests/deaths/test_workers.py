@@ -67,6 +67,7 @@ def error_of(text):
 
 def test_a_rank_that_is_killed_is_dead_while_its_workers_live(tmp_path):
     source = DATASET + (
+        "train(5)  # the workers are forked from a process that holds its lock\n"
         "batches = iter(loader(lambda: None, persistent_workers=True))\n"
         "for _ in range(10):\n    train(1, [next(batches)])\n"
         "with open('workers', 'w') as file:\n"

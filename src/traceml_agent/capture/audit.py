@@ -9,9 +9,10 @@ from collections.abc import Callable
 from time import perf_counter_ns as clock
 from typing import Any
 
+from traceml_agent.capture.open_step import NEVER, NONE
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.steps import StepTracker
-from traceml_agent.guard import guard
+from traceml_agent.guard import INTERNAL, guard
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
 FIRST_STEP = 10
@@ -59,14 +60,19 @@ class AuditedTracker(StepTracker):
 
     def timed(self, name: str, patch: str, *args: Any) -> Any:
         """Calls a method of StepTracker, and charges its own time to the patch."""
-        audit: Audit = self.audit
-        inner, audit.inner_ns = audit.inner_ns, 0
-        begun = clock()
-        result = getattr(super(), name)(*args)
-        elapsed = clock() - begun
-        audit.spent_ns[patch] = audit.spent_ns.get(patch, 0) + elapsed - audit.inner_ns
-        audit.inner_ns = inner + elapsed
-        return result
+        try:
+            audit: Audit = self.audit
+            inner, audit.inner_ns = audit.inner_ns, 0
+            begun = clock()
+            result = getattr(super(), name)(*args)
+            elapsed = clock() - begun
+            audit.spent_ns[patch] = audit.spent_ns.get(patch, 0) + elapsed - audit.inner_ns
+            audit.inner_ns = inner + elapsed
+            return result
+        except INTERNAL as error:  # of the audit: the methods of the tracker catch their own
+            self.__class__, self.audit_at = StepTracker, NEVER  # type: ignore[assignment]
+            self._fail(patch, error)
+            return NONE
 
 
 def _timing(name: str, patch: str) -> Callable[..., Any]:
@@ -86,6 +92,15 @@ for _patch, _names in {
 }.items():
     for _name in _names:
         setattr(AuditedTracker, _name, _timing(_name, _patch))
+
+
+def _mean(values: list[int]) -> float:
+    kept = values[: len(values) - int(SLOWEST_SHARE * len(values))]
+    return sum(kept) / len(kept)
+
+
+def _median(values: list[int]) -> float:
+    return values[len(values) // 2]
 
 
 class Audit:
@@ -142,10 +157,11 @@ class Audit:
         before = cost if self._step_ns is None else self._step_ns
         self._known_ns += before * (step - self._known_to)
         self._known_to, self._step_ns = step, cost
-        step_ns = sorted(self._durations)[len(self._durations) // 2]
+        step_ns = _median(sorted(self._durations))
         if step_ns < MIN_STEP_NS or not self._limit_percent:
             return
-        for patch, patch_ns in costs.items():
+        # By the median: neighbours on the machine slow some steps down, a defect slows down most.
+        for patch, patch_ns in self.costs(_median).items():
             percent = 100 * patch_ns / step_ns
             if percent > self._limit_percent and patch_ns >= LEAST_COST_NS:
                 self._shut(
@@ -155,13 +171,12 @@ class Audit:
                     "TRACEML_MAX_OVERHEAD)",
                 )
 
-    def costs(self) -> dict[str, float]:
-        """Nanoseconds a step for each patch, without the slowest steps."""
+    def costs(self, typical: Callable[[list[int]], float] = _mean) -> dict[str, float]:
+        """Nanoseconds a step for each patch: what is `typical` of its sorted values."""
         steps = self._steps[1:]
-        kept = len(steps) - int(SLOWEST_SHARE * len(steps))
         costs = {}
         for patch in sorted({patch for step in steps for patch in step}):
-            values = sorted(step.get(patch, 0) for step in steps)[:kept]
+            values = sorted(step.get(patch, 0) for step in steps)
             ratio = 1.0 if patch == RECORDER else SHELL_RATIO
-            costs[patch] = ratio * sum(values) / kept
+            costs[patch] = ratio * typical(values)
         return costs

@@ -222,7 +222,7 @@ def _not_measured(payload: dict[str, Any]) -> list[str]:
         lines.append(f"Lost          {', '.join(f'{n} {k}' for k, n in lost.items())} not written")
     if about["missing_ranks"]:
         lines.append(f"Missing       ranks {', '.join(map(str, about['missing_ranks'][:20]))}")
-    tracers = payload["provenance"]["tracers"]
+    tracers = payload["provenance"].get("tracers")
     if tracers:
         text = f"a tracer was active ({', '.join(tracers)}): times include its cost"
         lines += _wrapped("Note          ", text)[:2]
