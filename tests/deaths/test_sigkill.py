@@ -21,7 +21,7 @@ class Endless:
 """
 LOOPS = {
     "without a loader": ("train(10**9)", 0, {}),
-    "with a loader": (ENDLESS + "train(0, DataLoader(Endless(), batch_size=2))", 0, {}),
+    "with a loader": (ENDLESS + "train(0, DataLoader(Endless(), batch_size=2))", 1, {}),
     "drained often": ("train(10**9)", 0, {"TRACEML_FLUSH_INTERVAL_S": "0.05"}),
     # Events fill the spool faster than steps do, up to its cap: it is written anew at each flush.
     "thinned": (

@@ -44,7 +44,10 @@ def take_turn(own_spool: Path, patience_s: float, leave_by: float) -> Turn | Non
             return None  # whoever holds it for so long folds, or a reader will
     deadline = min(time.monotonic() + patience_s, leave_by)
     while True:
-        if not any(_lives(spool) for spool in _other_spools(run_dir, own_spool)):
+        others = _other_spools(run_dir, own_spool)
+        if not any(_lives(spool) for spool in others):
+            if lock_fd is None and not _wrote_last(own_spool, others):
+                return None  # all see that all have ended: without a lock the last of them folds
             return Turn(lock_fd)
         if time.monotonic() >= deadline:
             break
@@ -102,6 +105,16 @@ def _has_ended(spool: Path) -> bool:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         return b'\n{"kind":"end"' in file.read()
     return False
+
+
+def _wrote_last(own_spool: Path, others: list[Path]) -> bool:
+    def written(spool: Path) -> tuple[int, str]:
+        return spool.stat().st_mtime_ns, spool.name
+
+    try:
+        return all(written(own_spool) > written(spool) for spool in others)
+    except OSError:
+        return True
 
 
 def _is_of_this_host(spool: Path) -> bool:
