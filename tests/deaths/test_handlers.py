@@ -1,10 +1,6 @@
 """Handlers of fatal signals: the user's stay, and ours write into the file of their own process."""
 
-import pytest
-
 from tests.deaths.warm import Job, let_die, view
-
-pytestmark = pytest.mark.xfail(strict=True, reason="capture/opening.py does not look yet")
 
 SIGHUP = "def wait():\n    time.sleep(60)\ntrain(10)\nos.kill(os.getpid(), signal.SIGHUP)\nwait()"
 IGNORED = "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup\ntrain(10)\n" + (

@@ -167,15 +167,36 @@ def _catch_fatal_stacks(session: "Session", recorder: Recorder, path: Path) -> N
     except OSError as error:
         session.set_status("faulthandler", f"not in: {error.strerror or error}")
         return
+    inherited = Recorder.inherited_stack_fd
+    if inherited is not None:
+        # Forked from a training: our handlers are in, unless the program replaced them since.
+        os.dup2(fd, inherited, inheritable=False)
+        os.close(fd)
+        recorder.stack_fd = inherited
+        return
     recorder.stack_fd = fd
     taken = []
     if not faulthandler.is_enabled():
         faulthandler.enable(fd)
         taken.append("crash")
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if _is_default(signal.SIGTERM):
         faulthandler.register(signal.SIGTERM, fd, chain=True)
         taken.append("SIGTERM")
+    if _is_default(signal.SIGHUP):
+        # The stack of one thread: that tells the reader which of the two signals it was.
+        faulthandler.register(signal.SIGHUP, fd, all_threads=False, chain=True)
     session.set_status("faulthandler", "active" if len(taken) == 2 else "left to the program")
+
+
+def _is_default(number: signal.Signals) -> bool:
+    """Whether nobody handles a signal: no Python code, and no C code as the user's faulthandler."""
+    if signal.getsignal(number) is not signal.SIG_DFL:
+        return False
+    try:
+        caught = Path("/proc/self/status").read_text().partition("SigCgt:")[2].split()[0]
+        return not int(caught, 16) >> (number - 1) & 1
+    except (OSError, IndexError, ValueError):  # no /proc: only Python can be asked
+        return True
 
 
 def process_age_ns() -> int:
