@@ -165,3 +165,25 @@ def modules_of_agent(listing: str) -> list[str]:
     """The names in a printed list that belong to the agent or to a dependency of it."""
     pattern = re.compile(r"_?traceml.*|wrapt.*|psutil.*|orjson.*|platformdirs.*|pynvml.*")
     return sorted(name for name in listing.split() if pattern.fullmatch(name))
+
+
+def command_line(
+    tmp_path: Path, *arguments: str, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    """Runs `traceml-agent ...` with the Python that runs the tests."""
+    return subprocess.run(
+        # -I: what stands in PYTHONPATH and in the directory is for the command asked about.
+        [sys.executable, "-I", "-m", "traceml_agent", *arguments],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+            "TRACEML_DIR": str(tmp_path / "runs"),
+            **variables,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=CHILD_TIMEOUT_S,
+        check=False,
+    )

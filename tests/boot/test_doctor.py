@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot.conftest import CHILD_TIMEOUT_S, PYTHONS, SUPPORTED, Venv
+from tests.boot.conftest import PYTHONS, SUPPORTED, Venv, command_line
 
 MakeVenv = Callable[..., Venv]
 FAKE_TORCH = "__version__ = '2.13.0'\n"
@@ -34,22 +34,8 @@ class Answer:
 
 def doctor(tmp_path: Path, *command: str, **variables: str) -> Answer:
     """Asks about a command, with the command line of the Python that runs the tests."""
-    done = subprocess.run(
-        # -I: what stands in PYTHONPATH and in the directory is for the command asked about.
-        [sys.executable, "-I", "-m", "traceml_agent", "doctor"] + ["--", *command] * bool(command),
-        env={
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(tmp_path),
-            "TMPDIR": str(tmp_path),
-            "TRACEML_DIR": str(tmp_path / "runs"),
-            **variables,
-        },
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=CHILD_TIMEOUT_S,
-        check=False,
-    )
+    asked = ("doctor", *(("--", *command) if command else ()))
+    done = command_line(tmp_path, *asked, **variables)
     return Answer(done)
 
 

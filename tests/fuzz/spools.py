@@ -6,7 +6,7 @@ string of bytes, its files behind each other (`pack`, `unpack`).
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,38 +284,47 @@ def _foreign_line(data: bytes, random_: random.Random) -> bytes:
 
 def _change_value(data: bytes, random_: random.Random) -> bytes:
     """Another value, of another type or size, somewhere in a record."""
-    lines = data.split(b"\n")
-    at = random_.randrange(len(lines))
-    try:
-        record = orjson.loads(lines[at])
-    except orjson.JSONDecodeError:
-        return _flip(data, random_)
-    places = list(_places(record))
-    if not places:
-        return data
-    owner, key = random_.choice(places)
-    mark = "\ufffcvalue\ufffc"
-    owner[key] = mark
-    value = random_.choice(SCHEMAS if key == "schema" else (NUMBERS + LINES[:4]))
-    value = b'"' + value + b'"' if key == "schema" else value or b'""'
-    lines[at] = orjson.dumps(record).replace(orjson.dumps(mark), value)
-    return b"\n".join(lines)
+
+    def change(record: Any) -> bytes | None:
+        places = list(_places(record))
+        if not places:
+            return None
+        owner, key = random_.choice(places)
+        mark = "\ufffcvalue\ufffc"
+        owner[key] = mark
+        value = random_.choice(SCHEMAS if key == "schema" else (NUMBERS + LINES[:4]))
+        value = b'"' + value + b'"' if key == "schema" else value or b'""'
+        return orjson.dumps(record).replace(orjson.dumps(mark), value)
+
+    return _change_record(data, random_, change)
 
 
 def _change_key(data: bytes, random_: random.Random) -> bytes:
+    """Another name for a value."""
+
+    def change(record: Any) -> bytes | None:
+        owners = [(owner, key) for owner, key in _places(record) if isinstance(owner, dict)]
+        if not owners:
+            return None
+        owner, key = random_.choice(owners)
+        value = owner.pop(key)
+        owner[random_.choice(("", "kind", "first_step", "\x1b[2J", "x" * 300))] = value
+        return orjson.dumps(record)
+
+    return _change_record(data, random_, change)
+
+
+def _change_record(
+    data: bytes, random_: random.Random, change: Callable[[Any], bytes | None]
+) -> bytes:
     lines = data.split(b"\n")
     at = random_.randrange(len(lines))
     try:
-        record = orjson.loads(lines[at])
+        changed = change(orjson.loads(lines[at]))
     except orjson.JSONDecodeError:
         return _flip(data, random_)
-    owners = [(owner, key) for owner, key in _places(record) if isinstance(owner, dict)]
-    if not owners:
-        return data
-    owner, key = random_.choice(owners)
-    value = owner.pop(key)
-    owner[random_.choice(("", "kind", "first_step", "\x1b[2J", "x" * 300))] = value
-    lines[at] = orjson.dumps(record)
+    if changed is not None:
+        lines[at] = changed
     return b"\n".join(lines)
 
 

@@ -10,16 +10,20 @@ import json
 import platform
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import pynvml
 import torch
-import torch.optim.optimizer as optimizers
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, dataloader
+from torch.utils.data import DataLoader, Dataset
 
 from traceml_agent.capture.session import SESSION
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from tests.overhead.patches import Patches, interval  # noqa: E402  # found through ROOT
 
 DEVICE = "cuda"
 STEPS_OF_MS = (1, 5, 20, 100)
@@ -80,37 +84,6 @@ class Training:
         return time.perf_counter() - begun
 
 
-class Patches:
-    """Takes the patches of the hot path out and puts them back."""
-
-    def __init__(self):
-        self.places = [
-            (dataloader._BaseDataLoaderIter, "__next__"),
-            (torch.Tensor, "to"),
-            (nn.Sequential, "__call__"),  # where the forward patch has moved to
-            (torch.autograd, "backward"),
-        ]
-        self.patched = [vars(owner)[name] for owner, name in self.places]
-        self.originals = [original_of(function) for function in self.patched]
-        self.before = dict(optimizers._global_optimizer_pre_hooks)
-        self.after = dict(optimizers._global_optimizer_post_hooks)
-
-    def put(self, on):
-        functions = self.patched if on else self.originals
-        for (owner, name), function in zip(self.places, functions, strict=True):
-            setattr(owner, name, function)
-        optimizers._global_optimizer_pre_hooks.clear()
-        optimizers._global_optimizer_post_hooks.clear()
-        if on:
-            optimizers._global_optimizer_pre_hooks.update(self.before)
-            optimizers._global_optimizer_post_hooks.update(self.after)
-
-
-def original_of(function):
-    names = function.__code__.co_freevars
-    return function.__closure__[names.index("original")].cell_contents
-
-
 def compared(training, patches, count):
     """Wall and CPU seconds a step of each block, off and on."""
     found = {False: [], True: []}
@@ -125,21 +98,11 @@ def compared(training, patches, count):
     return found
 
 
-def interval(off, on, rounds=1000):
-    """The middle 95 % of the difference of medians, on minus off, under resampling of blocks."""
-    differences = sorted(
-        statistics.median(random.choices(on, k=len(on)))
-        - statistics.median(random.choices(off, k=len(off)))
-        for _ in range(rounds)
-    )
-    return differences[round(0.025 * rounds)], differences[round(0.975 * rounds)]
-
-
 def row_of(step_ms):
     """The figures for one length of a step."""
     training = Training(step_ms)
     count = max(LEAST_BLOCK, round(BLOCK_S / training.target_s))
-    found = compared(training, Patches(), count)
+    found = compared(training, Patches((torch.Tensor, "to")), count)
     off, on = ([wall for wall, _ in found[kind]] for kind in (False, True))
     cpu = [statistics.median(seconds for _, seconds in found[kind]) for kind in (False, True)]
     off_s, on_s = statistics.median(off), statistics.median(on)

@@ -168,29 +168,29 @@ for x, y in DataLoader(data, batch_size=4):
 """
 
 
-def test_a_whole_step_is_captured_and_replayed_as_without_the_agent(tmp_path: Path) -> None:
-    script = f"{PROLOGUE}{WHOLE_STEP}\nprint(parameters())\ntorch.cuda.synchronize()\n"
+def trained_alike(tmp_path: Path, training: str) -> tuple[Result, int]:
+    """The run with the agent, after a look that all is as without it; and its steps."""
+    script = f"{PROLOGUE}{training}\nprint(parameters())\ntorch.cuda.synchronize()\n"
     off, on = off_and_on(tmp_path, script)
     assert on.stdout == off.stdout
     assert on.other_stderr == off.other_stderr
     assert_clean(on)
     (spool,) = on.spools
     assert spool.end is not None
-    assert spool.end.steps == 3 + 1 + 8  # a replay runs no Python and cannot be seen
+    return on, spool.end.steps
+
+
+def test_a_whole_step_is_captured_and_replayed_as_without_the_agent(tmp_path: Path) -> None:
+    on, steps = trained_alike(tmp_path, WHOLE_STEP)
+    assert steps == 3 + 1 + 8  # a replay runs no Python and cannot be seen
     times = device_steps(on)
     assert times[4][0] is None  # captured, not run
     assert all(times[step][0] is not None for step in range(6, 11))  # and eager again
 
 
 def test_a_graphed_callable_trains_as_without_the_agent(tmp_path: Path) -> None:
-    script = f"{PROLOGUE}{CALLABLE}\nprint(parameters())\ntorch.cuda.synchronize()\n"
-    off, on = off_and_on(tmp_path, script)
-    assert on.stdout == off.stdout
-    assert on.other_stderr == off.other_stderr
-    assert_clean(on)
-    (spool,) = on.spools
-    assert spool.end is not None
-    assert spool.end.steps == STEPS
+    on, steps = trained_alike(tmp_path, CALLABLE)
+    assert steps == STEPS
     assert sum(ns is not None for ns, _ in device_steps(on).values()) >= STEPS - 3
 
 

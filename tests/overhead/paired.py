@@ -8,18 +8,23 @@ machine fall on both sides; separate processes differ by more than the patches c
 import argparse
 import random
 import statistics
+import sys
 import time
 from _thread import get_ident
+from pathlib import Path
 
 import torch
-import torch.optim.optimizer as optimizers
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, dataloader
+from torch.utils.data import DataLoader, Dataset
 
 from traceml_agent.capture.audit import AuditedTracker
 from traceml_agent.capture.open_step import NEVER
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.steps import StepTracker
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from tests.overhead.patches import Patches, interval  # noqa: E402  # found through ROOT
 
 BLOCK = 30
 SETTLE = 10
@@ -90,36 +95,6 @@ def training(modules, rows):
     return train
 
 
-class Patches:
-    """Takes the patches of the hot path out and puts them back."""
-
-    def __init__(self):
-        self.places = [
-            (dataloader._BaseDataLoaderIter, "__next__"),
-            (torch.autograd, "backward"),
-            (nn.Sequential, "__call__"),  # where the forward patch has moved to
-        ]
-        self.patched = [vars(owner)[name] for owner, name in self.places]
-        self.originals = [original_of(function) for function in self.patched]
-        self.before = dict(optimizers._global_optimizer_pre_hooks)
-        self.after = dict(optimizers._global_optimizer_post_hooks)
-
-    def put(self, on):
-        functions = self.patched if on else self.originals
-        for (owner, name), function in zip(self.places, functions, strict=True):
-            setattr(owner, name, function)
-        optimizers._global_optimizer_pre_hooks.clear()
-        optimizers._global_optimizer_post_hooks.clear()
-        if on:
-            optimizers._global_optimizer_pre_hooks.update(self.before)
-            optimizers._global_optimizer_post_hooks.update(self.after)
-
-
-def original_of(function):
-    names = function.__code__.co_freevars
-    return function.__closure__[names.index("original")].cell_contents
-
-
 def paired(train, variants, blocks):
     """Thread CPU in microseconds a step of each block, by name of the variant."""
     times = {name: [] for name in variants}
@@ -133,16 +108,6 @@ def paired(train, variants, blocks):
             train(BLOCK)
             times[name].append((time.thread_time_ns() - begun) / BLOCK / 1e3)
     return times
-
-
-def interval(times, rounds=1000):
-    """The middle 95 % of the difference of medians, on minus off, under resampling of blocks."""
-    found = sorted(
-        statistics.median(random.choices(times["on"], k=len(times["on"])))
-        - statistics.median(random.choices(times["off"], k=len(times["off"])))
-        for _ in range(rounds)
-    )
-    return found[round(0.025 * rounds)], found[round(0.975 * rounds)]
 
 
 def main():
@@ -182,7 +147,7 @@ def main():
     )
     assert tracker.owner == get_ident()
     found = {name: statistics.median(values) for name, values in times.items()}
-    low, high = interval(times)
+    low, high = interval(times["off"], times["on"])
     on, told = found["on"] - found["off"], statistics.median(reported)
     print(f"{arguments.modules} modules, step of {found['off']:.0f} us without the agent")
     print(f"  patches that call nothing: {found['empty'] - found['off']:+.1f} us")

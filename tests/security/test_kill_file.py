@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.boot.conftest import CHILD_TIMEOUT_S, REPOSITORY, Venv, modules_of_agent
+from tests.boot.conftest import (
+    REPOSITORY,
+    Venv,
+    command_line,
+    modules_of_agent,
+)
 from tests.e2e.harness import environment, write
 
 LIST_MODULES = "import sys; print(*sys.modules)"
@@ -46,27 +51,6 @@ def ready(venv: Venv) -> Venv:
     venv.link_dependencies()
     (venv.site_packages / "torch.py").write_text("__version__ = '2.13.0'\n")
     return venv
-
-
-def command_line(
-    tmp_path: Path, *arguments: str, **variables: str
-) -> "subprocess.CompletedProcess[str]":
-    """Runs `traceml-agent ...` of the Python that runs the tests."""
-    return subprocess.run(
-        [sys.executable, "-I", "-m", "traceml_agent", *arguments],
-        env={
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(tmp_path),
-            "TMPDIR": str(tmp_path),
-            "TRACEML_DIR": str(tmp_path / "runs"),
-            **variables,
-        },
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=CHILD_TIMEOUT_S,
-        check=False,
-    )
 
 
 def test_the_file_of_an_environment_wins_silently_over_every_value(venv: Venv) -> None:
