@@ -7,7 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Launch:
     saw_training: Callable[[Path, Result, Path], None]
     exit_code: int
     loaders: str = "0 2"  # worker counts, one loop each
-    busy_s: int = 0  # a profiler that samples needs something to see
+    busy_s: int = 0  # for what samples or sends at intervals
     traces: bool = True
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -62,7 +62,7 @@ def scalene_has_a_profile(bin_dir: Path, result: Result, directory: Path) -> Non
 
 def ddtrace_sent_the_queries(bin_dir: Path, result: Result, directory: Path) -> None:
     assert "database ddtrace." in result.stdout
-    assert any("/traces" in path and b"sqlite.query" in body for path, body in RECEIVED)
+    assert any("/traces" in path and b"sqlite.query" in body for path, body in RECEIVED), RECEIVED
 
 
 def opentelemetry_printed_the_queries(bin_dir: Path, result: Result, directory: Path) -> None:
@@ -74,6 +74,12 @@ SPAN = re.compile(r'^\{\n    "name": "select",\n.*?^\}\n', re.MULTILINE | re.DOT
 RECEIVED: list[tuple[str, bytes]] = []
 """What ddtrace sent: path and body."""
 
+# It sends every second and gives up a sending after two: on a busy machine nothing may arrive.
+DDTRACE = {
+    "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false",
+    "DD_REMOTE_CONFIGURATION_ENABLED": "false",
+    "DD_TRACE_AGENT_TIMEOUT_SECONDS": "60",
+}
 NO_EXPORT = {"OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
 LAUNCHES = {
     "coverage run": Launch(
@@ -106,7 +112,7 @@ LAUNCHES = {
     ),
     "ddtrace-run": Launch(
         "ddtrace", "ddtrace-run python training.py", ddtrace_sent_the_queries, exit_code=3,
-        traces=False, variables={"DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false"},
+        traces=False, busy_s=2, variables=DDTRACE,
     ),
     "opentelemetry-instrument": Launch(
         "opentelemetry", "opentelemetry-instrument python training.py",
@@ -137,7 +143,7 @@ def intake() -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
