@@ -36,7 +36,8 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python tests/overhead/bench.py
 	$(BIN)/python tests/overhead/peers.py --markdown build/overhead.md
-	TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py
+	for model in 0 1 2; do \
+	  TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py --model $$model || exit 1; done
 
 # Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.
 FUZZ_EXAMPLES ?= 5000

@@ -23,7 +23,7 @@ from traceml_agent.capture.session import SESSION
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.overhead.patches import Patches, interval  # noqa: E402  # found through ROOT
+from tests.overhead.patches import Patches, difference  # noqa: E402  # found through ROOT
 
 DEVICE = "cuda"
 STEPS_OF_MS = (1, 5, 20, 100)
@@ -106,12 +106,12 @@ def row_of(step_ms):
     off, on = ([wall for wall, _ in found[kind]] for kind in (False, True))
     cpu = [statistics.median(seconds for _, seconds in found[kind]) for kind in (False, True)]
     off_s, on_s = statistics.median(off), statistics.median(on)
-    low, high = interval(off, on)
+    more, low, high = difference(off, on)
     return {
         "asked_ms": step_ms,
         "off_ms": 1e3 * off_s,
         "on_ms": 1e3 * on_s,
-        "difference_us": 1e6 * (on_s - off_s),
+        "difference_us": 1e6 * more,
         "difference_low_us": 1e6 * low,
         "difference_high_us": 1e6 * high,
         "ratio": on_s / off_s,

@@ -24,7 +24,8 @@ from traceml_agent.capture.steps import StepTracker
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.overhead.patches import Patches, interval  # noqa: E402  # found through ROOT
+from tests.overhead.patches import Patches, difference  # noqa: E402  # found through ROOT
+from tests.overhead.training import MODELS  # noqa: E402
 
 BLOCK = 30
 SETTLE = 10
@@ -69,20 +70,14 @@ class EmptyTracker(StepTracker):
         pass
 
 
-def build(modules):
-    if modules == 3:
-        return nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
-    layers = [layer for _ in range(modules // 2) for layer in (nn.Linear(32, 32), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(32, 10))
-
-
-def training(modules, rows):
-    """A function that trains `count` steps on one fixed batch of `rows` samples."""
+def training(model):
+    """A function that trains `count` steps of a model of `training.py` on one fixed batch."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build(modules)
+    defined = {"torch": torch, "nn": nn}
+    exec(model.code, defined)
+    model, batch = defined["model"], (defined["inputs"], defined["labels"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    batch = (torch.randn(rows, 32), torch.randint(0, 10, (rows,)))
     loader = iter(DataLoader(Endless(), batch_size=1, collate_fn=lambda _: batch))
 
     def train(count):
@@ -112,12 +107,14 @@ def paired(train, variants, blocks):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--modules", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=32, help="samples in the batch")
+    # Not the last one: taking the patches out would have it compiled anew.
+    choices = range(len(MODELS) - 1)
+    parser.add_argument("--model", type=int, choices=choices, default=0, help="of training.py")
     parser.add_argument("--blocks", type=int, default=150)
     arguments = parser.parse_args()
     random.seed(0)
-    train = training(arguments.modules, arguments.rows)
+    model = MODELS[arguments.model]
+    train = training(model)
     train(300)
     if SESSION.recorder is None or SESSION.discovery.wide:
         raise SystemExit("run this with TRACEML_ENABLE=1 and every patch in")
@@ -146,15 +143,14 @@ def main():
         arguments.blocks,
     )
     assert tracker.owner == get_ident()
-    found = {name: statistics.median(values) for name, values in times.items()}
-    low, high = interval(times["off"], times["on"])
-    on, told = found["on"] - found["off"], statistics.median(reported)
-    print(f"{arguments.modules} modules, step of {found['off']:.0f} us without the agent")
-    print(f"  patches that call nothing: {found['empty'] - found['off']:+.1f} us")
-    print(f"  patches as they are:       {on:+.1f} us (95 %: {low:+.1f} to {high:+.1f})")
+    off_us, told = statistics.median(times["off"]), statistics.median(reported)
+    print(f"{model.name}: step of {off_us:.0f} us without the agent")
+    for name, words in (("empty", "patches that call nothing"), ("on", "patches as they are")):
+        more, low, high = difference(times["off"], times[name])
+        print(f"  {words + ':':<27}{more:+.1f} us (95 %: {low:+.1f} to {high:+.1f})")
     print(
-        f"  reported by the agent:     {told:+.1f} us, {told / on:.2f} of it; the difference is "
-        f"{100 * (told - on) / found['off']:+.2f} points of the step"
+        f"  {'reported by the agent:':<27}{told:+.1f} us, {told / more:.2f} of it; the difference "
+        f"is {100 * (told - more) / off_us:+.2f} points of the step"
     )
 
 

@@ -5,8 +5,9 @@ import statistics
 
 import torch
 import torch.optim.optimizer as optimizers
-from torch import nn
 from torch.utils.data import dataloader
+
+from traceml_agent.capture.session import SESSION
 
 
 class Patches:
@@ -17,7 +18,8 @@ class Patches:
         self.places = [
             (dataloader._BaseDataLoaderIter, "__next__"),
             (torch.autograd, "backward"),
-            (nn.Sequential, "__call__"),  # where the forward patch has moved to
+            # The forward patch has moved to the types of the outermost models.
+            *((root, "__call__") for root in SESSION.discovery.roots if "__call__" in vars(root)),
             *further,
         ]
         self.patched = [vars(owner)[name] for owner, name in self.places]
@@ -41,11 +43,12 @@ def original_of(function):
     return function.__closure__[names.index("original")].cell_contents
 
 
-def interval(off, on, rounds=1000):
-    """The middle 95 % of the difference of medians, on minus off, under resampling of blocks."""
-    differences = sorted(
-        statistics.median(random.choices(on, k=len(on)))
-        - statistics.median(random.choices(off, k=len(off)))
-        for _ in range(rounds)
-    )
-    return differences[round(0.025 * rounds)], differences[round(0.975 * rounds)]
+def difference(off, on, rounds=1000):
+    """The median of on minus off, block by block, and the middle 95 % of it under resampling.
+
+    Blocks that follow each other share the mood of the machine; medians of all blocks do not.
+    """
+    pairs = [after - before for before, after in zip(off, on, strict=True)]
+    medians = sorted(statistics.median(random.choices(pairs, k=len(pairs))) for _ in range(rounds))
+    low, high = medians[round(0.025 * rounds)], medians[round(0.975 * rounds)]
+    return statistics.median(pairs), low, high

@@ -45,9 +45,9 @@ step has ended, `import torch` and what the tool does with it included. exit: wa
 last step until the command has returned. B a step: all files that the tool left, by the steps of
 the run; in a run of few steps that is mostly what it writes once. kept: share of the steps that
 these files hold after a run that ended by itself. lost at SIGKILL: steps that had ended when the
-training process alone was killed at a random moment, and that no file of the tool holds
-afterwards: the median and the worst of the kills. torch.profiler writes 3 of 9 steps, by the
-schedule for long-running jobs in PyTorch's recipe (skip_first=10, wait=5, warmup=1, active=3)."""
+training process alone was killed at a random moment (first model only), and that no file of the
+tool holds afterwards: the median and the worst of the kills. torch.profiler writes 3 of 9 steps, by
+the schedule for long jobs in PyTorch's recipe (skip_first=10, wait=5, warmup=1, active=3)."""
 
 
 class Failed(Exception):
@@ -191,7 +191,7 @@ def row(model: Model, tool: Tool, one: Found, off: Found) -> list[str]:
     both = zip(one.readings, off.readings, strict=True)
     ratios = sorted(mine["us"] / without["us"] for mine, without in both if mine and without)
     compared = tool is not OFF and ratios
-    lost = "failed" if tool.count_steps else "-"
+    lost = "failed" if tool.count_steps and model is MODELS[0] else "-"
     if one.lost:
         lost = f"{statistics.median(one.lost):.0f}, {max(one.lost)}"
     return [
