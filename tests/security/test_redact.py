@@ -74,7 +74,7 @@ STAYS = [
     "",
     "--lr 0.1 --tokenizer gpt2 --max-tokens 512 --batch-size=32",
     "/home/author/secrets/train.py",
-    "/root/.cache/huggingface/hub/models--gpt2/snapshots/" + HEX_40 + "/model.safetensors",
+    "/home/user/.cache/huggingface/hub/models--gpt2/snapshots/" + HEX_40 + "/model.safetensors",
     "No such file or directory: '/data/tokens/passwords.txt'",
     "mat1 and mat2 shapes cannot be multiplied (3x4 and 5x2)",
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB of "
@@ -92,7 +92,7 @@ STAYS = [
     "https://pytorch.org/docs/stable/notes/cuda.html?highlight=a#memory",
     "https://host:8080/path and mail to a@b.org",
     "author=Jane, authors: 3, monkey=1, keyboard: 2, passes=3, tokens: [1, 2, 3]",
-    "PWD=/root/work",
+    "PWD=/home/user/work",
     "sk-learn, hf_transfer, hf_hub_download and task-specific-risk-adjusted-names",
     "GPU-8f6dc0a4-1d2e-4f6b-9a7c-0123456789ab at 0x7f1234567890",
     "BertForSequenceClassificationWithAdditionalPoolingHeads2",

@@ -165,7 +165,7 @@ class OpenStep:
             self.since = now
             return elapsed
         except INTERNAL as error:
-            self._fail("checkpoint", error)
+            self._fail(PATCH_OF_PHASE[PHASES[max(0, self.phase)]], error)
             return 0
 
     def _begin_segment(self, phase: int, now: int) -> None:
