@@ -94,7 +94,9 @@ _LAUNCHERS = (
     ),
     _Launcher("mpi", ("PMIX_RANK",), "PMIX_RANK", (), (), (), ()),
 )
-_STARTED_BY_SRUN = (("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
+_COPIES_OF_SRUN = {"PMI_RANK": "PMI_SIZE", "RANK": "WORLD_SIZE"}
+"""Ranks that `srun --mpi=pmi2` or the user's script copy from Slurm, and the size beside each."""
+_LOOPBACK = ("localhost", "127.", "::1")
 
 
 def resolve_identity(environ: Mapping[str, str], group: Group | None = None) -> Identity:
@@ -153,12 +155,17 @@ def _of_environment(environ: Mapping[str, str]) -> Identity:
     if launcher is None:
         return Identity(0, 0, 0, 1, 1, attempt, "none", job_id(environ))
     rank = _integer(environ, launcher.rank) or 0
+    world_size = max(_first(environ, launcher.world_size) or 1, 1)
     local_size = _first(environ, launcher.local_world_size) or _slurm_local_size(environ, launcher)
+    local_rank = _first(environ, launcher.local_rank)
+    if local_size is None and environ.get("MASTER_ADDR", "").startswith(_LOOPBACK):
+        local_size = world_size  # they meet on this machine
+        local_rank = rank if local_rank is None else local_rank
     return Identity(
         rank=rank,
-        local_rank=_first(environ, launcher.local_rank) or 0,
+        local_rank=local_rank or 0,
         node_rank=_node_rank(environ, launcher, rank, local_size),
-        world_size=max(_first(environ, launcher.world_size) or 1, 1),
+        world_size=world_size,
         local_world_size=max(local_size or 1, 1),
         attempt=attempt,
         launcher=launcher.name,
@@ -172,16 +179,20 @@ def _launcher(environ: Mapping[str, str]) -> _Launcher | None:
             continue
         if _integer(environ, launcher.rank) is None:
             continue
-        if launcher.rank == "PMI_RANK" and _is_started_by_srun(environ):
+        if launcher.name in ("mpi", "environment") and _is_copy_of_srun(environ, launcher.rank):
             continue
         return launcher
     return None
 
 
-def _is_started_by_srun(environ: Mapping[str, str]) -> bool:
-    """Whether the PMI variables are those that `srun --mpi=pmi2` sets beside its own."""
-    return "SLURM_STEP_ID" in environ and all(
-        environ.get(ours) == environ.get(theirs) for ours, theirs in _STARTED_BY_SRUN
+def _is_copy_of_srun(environ: Mapping[str, str], rank: str) -> bool:
+    """Whether the numbers are those of srun, which tells the place on the node as well."""
+    size = _COPIES_OF_SRUN.get(rank)
+    return (
+        size is not None
+        and "SLURM_STEP_ID" in environ
+        and environ[rank] == environ.get("SLURM_PROCID")
+        and environ.get(size) == environ.get("SLURM_STEP_NUM_TASKS")
     )
 
 
