@@ -15,7 +15,7 @@ NAME = "traceml_agent"
 LINE_LIMIT = 350
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 
-FOUNDATION = {"schema", "config", "identity", "errors", "guard", "redact", "version"}
+FOUNDATION = {"schema", "config", "identity", "errors", "guard", "redact", "version", "run_key"}
 
 LAYERS: dict[str, set[str]] = {
     "version": set(),
@@ -23,6 +23,7 @@ LAYERS: dict[str, set[str]] = {
     "redact": set(),
     "schema": set(),
     "identity": {"schema"},
+    "run_key": {"identity"},
     "config": {"schema", "errors", "redact"},
     "guard": {"schema", "errors", "redact"},
     "spool": FOUNDATION,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.fuzz.budget import examples
 from tests.report.synthetic_run import HEADER
 from traceml_agent.config import PREFIX, RUN_ID_CHARACTERS, RUN_ID_LIMIT, Config, resolve, to_env
-from traceml_agent.identity import resolve_identity, resolve_run_id
+from traceml_agent.identity import resolve_identity
+from traceml_agent.run_key import Launch, resolve_run_key
 from traceml_agent.spool.format import encode, spool_path
 from traceml_agent.spool.plausible import check
 
@@ -26,6 +27,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 VARIABLES = st.sampled_from([PREFIX + name.upper() for name in FIELDS]) | RAW.map(
     lambda name: PREFIX + name.replace("=", "")
 )
+LAUNCH = Launch("1a2b3c4d", "parent-1-1a2b3c4d", "20260101-000000-2", False, "host")
 LAUNCHERS = st.sampled_from(
     ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
      "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "SLURM_STEP_ID",
@@ -99,7 +101,7 @@ def test_any_launcher_gives_an_identity_that_can_be_written_and_read(tmp_path, e
     header = dataclasses.replace(HEADER, identity=identity)
     encode(header)
     check(header)
-    run_id = resolve_run_id(environ, None)
+    run_id = resolve_run_key(environ, None, LAUNCH).run_id
     assert is_safe(run_id), run_id
     name = spool_path(tmp_path, "host", 1, identity.attempt, identity.rank).name
     assert len(os.fsencode(name)) < 200

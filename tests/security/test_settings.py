@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests.boot.conftest import REPOSITORY, Venv
 from tests.e2e.harness import run, write
 from traceml_agent.config import PREFIX, SWITCHES, Config, resolve
-from traceml_agent.identity import resolve_identity, resolve_run_id
+from traceml_agent.identity import resolve_identity
+from traceml_agent.run_key import Launch, resolve_run_key
 
 TRAINING = """
 import sys
@@ -92,6 +93,7 @@ def test_a_training_with_such_a_run_id_is_recorded_under_another_name(
     assert [path.name for path in inner.iterdir()] == ["runs"]
 
 
+LAUNCH = Launch("1a2b3c4d", "parent-1-1a2b3c4d", "20260101-000000-2", False, "host")
 NAMES_OF_LAUNCHERS = """
 TORCHELASTIC_RUN_ID SLURM_JOB_ID SLURM_STEP_ID SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID MASTER_PORT
 RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK TORCHELASTIC_RESTART_COUNT SLURM_PROCID
@@ -106,7 +108,7 @@ VALUES = st.one_of(
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES_OF_LAUNCHERS.split()), VALUES))
 def test_whatever_a_launcher_sets_the_run_id_is_one_plain_name(environ: dict[str, str]) -> None:
-    run_id = resolve_run_id(environ, None)
+    run_id = resolve_run_key(environ, None, LAUNCH).run_id
     assert run_id == os.path.basename(run_id)
     assert not run_id.startswith((".", "-"))
     assert run_id.isascii() and run_id.isprintable() and 0 < len(run_id) <= 128

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
 
 if TYPE_CHECKING:
+    from traceml_agent.identity import Group
     from traceml_agent.schema.records import DeviceMemory
 
 PENDING_LIMIT = 256
@@ -118,6 +119,16 @@ def can_be_used(torch: Any) -> bool:
 def is_in_use(torch: Any) -> bool:
     """Whether the program itself has initialised CUDA. Never initialises it."""
     return bool(torch.cuda.is_initialized())
+
+
+def process_group(torch: Any) -> "Group | None":
+    """Rank and world size of the default process group; None while there is none."""
+    from traceml_agent.identity import Group
+
+    distributed = getattr(torch, "distributed", None)
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return Group(distributed.get_rank(), distributed.get_world_size())
 
 
 def device_memory(torch: Any) -> "list[DeviceMemory] | None":

@@ -53,12 +53,10 @@ def register() -> None:
 
 def _on_active(session: Session, recorder: "Recorder") -> None:
     from traceml_agent.capture.samplers.loop import SamplerLoop
-    from traceml_agent.identity import resolve_identity
 
     global _LEAVING
     _LEAVING = Leaving()
-    identity = resolve_identity(os.environ)
-    loop = SamplerLoop(session, recorder, identity.local_rank)
+    loop = SamplerLoop(session, recorder, recorder.identity.local_rank)
     _LEAVING.loop = loop
     recorder.on_first_step = loop.start
     if "exit" not in session.config.skip:
@@ -90,8 +88,8 @@ def finish(end: "Ending") -> None:
         return
     _LEAVING.finished_pid = os.getpid()
     leave_by = time.monotonic() + WAIT_S
-    if close_spool(end, leave_by):
-        _fold_and_print(recorder, leave_by)
+    if close_spool(end, leave_by) and not _fold_and_print(recorder, leave_by):
+        _say_failure(recorder, end, leave_by)
 
 
 def close_spool(end: "Ending", leave_by: float) -> bool:
@@ -240,17 +238,18 @@ def _announcing(real_exec: Callable[..., Any]) -> Callable[..., Any]:
 # Fold and print
 
 
-def _fold_and_print(recorder: "Recorder", leave_by: float) -> None:
+def _fold_and_print(recorder: "Recorder", leave_by: float) -> bool:
+    """False if other processes live, which will do it."""
+    from traceml_agent.capture.parting import reason_for_one_line
     from traceml_agent.capture.turn import Turn, end_turn, take_turn
-    from traceml_agent.identity import resolve_identity
     from traceml_agent.report.fold import fold_and_write, is_folded
     from traceml_agent.report.render.text import render_text
 
     own = recorder.writer.path
     if recorder.writer.error is not None and not own.exists():
         say(f"no summary: {recorder.writer.error}")
-        return
-    patience_s = WAIT_S if resolve_identity(os.environ).rank == 0 else 0.0
+        return True
+    patience_s = WAIT_S if recorder.identity.rank == 0 else 0.0
     turns: list[Turn] = []
 
     def ask() -> None:
@@ -259,16 +258,34 @@ def _fold_and_print(recorder: "Recorder", leave_by: float) -> None:
             turns.append(turn)
 
     # Whatever hangs in the directory hangs here, and not in the fold after it.
-    if not _within(leave_by, "whose turn", ask) or not turns:
-        return
+    if not _within(leave_by, "whose turn", ask):
+        return True
+    if not turns:
+        return False
     try:
         if is_folded(recorder.run_dir):
-            return  # another process left at the same moment and has done it for both
-        summary = fold_and_write(recorder.run_dir, own_spool=own)
+            return True  # another process left at the same moment and has done it for both
+        payload = fold_and_write(recorder.run_dir, own_spool=own).payload
     finally:
         end_turn(turns[0])
     if SESSION.config.summary:
-        say(render_text(summary.payload, ascii_only=not takes_unicode()))
+        line = reason_for_one_line(payload, recorder.run_dir, turns[0].others_live)
+        say(line or render_text(payload, ascii_only=not takes_unicode()))
+    return True
+
+
+def _say_failure(recorder: "Recorder", end: "Ending", leave_by: float) -> None:
+    from traceml_agent.capture.parting import failure_line
+
+    if end[0] != "failed" or not SESSION.config.summary:
+        return
+    lines: list[str] = []
+
+    def ask() -> None:
+        lines.extend(failure_line(recorder.run_dir, recorder.identity, recorder.last_step, end[2]))
+
+    if _within(leave_by, "failure", ask) and lines:
+        say(lines[0])
 
 
 # Nothing recorded

@@ -1,6 +1,7 @@
 """Opens the spool of a process that was proven to train, and says so in one line."""
 
 import contextlib
+import dataclasses
 import faulthandler
 import os
 import signal
@@ -8,15 +9,21 @@ import socket
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from traceml_agent.capture.device import process_group
+from traceml_agent.capture.joining import Claim, Place, join
+from traceml_agent.capture.launch import boot_id, launch_of, pid_namespace, start_ticks
 from traceml_agent.capture.other_agents import other_agents
 from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.say import say
 from traceml_agent.errors import UnsafeDirectory
-from traceml_agent.identity import resolve_identity, resolve_run_id
-from traceml_agent.schema.records import SPOOL_SCHEMA, Header
+from traceml_agent.guard import or_none
+from traceml_agent.identity import resolve_identity, restarts
+from traceml_agent.run_key import resolve_run_key
+from traceml_agent.schema.records import SPOOL_SCHEMA, Header, Identity
 from traceml_agent.spool.format import ALIVE_SUFFIX, RING_SUFFIX, STACK_SUFFIX, spool_path
 from traceml_agent.spool.liveness import hold
 from traceml_agent.spool.ring import Ring
@@ -35,11 +42,17 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def open_recorder(session: "Session") -> Recorder | None:
     """The recorder of this process; None where no directory can be written, which is said."""
-    identity = resolve_identity(os.environ)
-    run_id = resolve_run_id(os.environ, session.config.run_id)
-    run_dir = _run_dir(session, run_id)
-    if run_dir is None:
+    identity = resolve_identity(os.environ, or_none(process_group)(session.torch))
+    place = _place(session, identity)
+    if place is None:
         return None
+    run_dir = place.run_dir
+    identity = dataclasses.replace(
+        identity,
+        rank=place.rank,
+        world_size=max(identity.world_size, place.rank + 1),
+        attempt=place.attempt,
+    )
     hostname = socket.gethostname()
     path = spool_path(run_dir, hostname, os.getpid(), identity.attempt, identity.rank)
     try:
@@ -51,6 +64,7 @@ def open_recorder(session: "Session") -> Recorder | None:
     path = writer.path
     ring = _ring(session, path)
     recorder = Recorder(run_dir, writer, ring)
+    recorder.identity = identity
     recorder.warn = say
     with contextlib.suppress(OSError):  # a file system without locks: liveness stays unknown
         recorder.descriptors.append(hold(path.with_suffix(ALIVE_SUFFIX)))
@@ -62,13 +76,13 @@ def open_recorder(session: "Session") -> Recorder | None:
             Header(
                 schema=SPOOL_SCHEMA,
                 agent_version=__version__,
-                run_id=run_id,
+                run_id=run_dir.name,
                 run_name=_run_name(session),
                 identity=identity,
                 pid=os.getpid(),
                 parent_pid=session.parent_pid,
                 hostname=hostname,
-                boot_id=_boot_id(),
+                boot_id=boot_id(),
                 wall_ns=wall_ns,
                 monotonic_ns=monotonic_ns,
                 process_start_ns=monotonic_ns - process_age_ns(),
@@ -104,24 +118,42 @@ def _run_name(session: "Session") -> str | None:
     return redact(name, own_secrets())
 
 
-def _run_dir(session: "Session", run_id: str) -> Path | None:
-    """The run directory; under the directory for temporary files where the first cannot be had."""
+def _place(session: "Session", identity: Identity) -> Place | None:
+    """The place in the run; under the directory for temporary files where the first cannot be."""
+    launch = launch_of(os.environ, session.parent_pid)
+    key = resolve_run_key(os.environ, session.config.run_id, launch)
+    count = restarts(os.environ)
+    claim = Claim(
+        rank=identity.rank,
+        slurm_restarts=count.slurm,
+        elastic_restarts=count.elastic,
+        world_size=identity.world_size,
+        launch=launch.token,
+        pid=os.getpid(),
+        start_ticks=start_ticks(os.getpid()),
+        hostname=launch.hostname,
+        boot_id=boot_id(),
+        pid_namespace=pid_namespace(),
+    )
+    # A child whose rank is that of its parent has none of its own.
+    has_no_rank = launch.is_child and identity.launcher in ("none", "slurm")
     wanted = session.config.runs_dir
     try:
-        return make_run_dir(wanted, run_id)
+        return join(partial(make_run_dir, wanted), key, claim, has_no_rank)
     except (OSError, UnsafeDirectory) as error:
         reason = getattr(error, "strerror", None) or str(error)
     fallback = fallback_runs_dir()
     try:
         # In a directory that all may write to, each level may be somebody else's trap.
         own = make_run_dir(fallback.parent.parent, fallback.parent.name)
-        run_dir = make_run_dir(make_run_dir(own, fallback.name), run_id)
+        runs_dir = make_run_dir(own, fallback.name)
+        place = join(partial(make_run_dir, runs_dir), key, claim, has_no_rank)
     except (OSError, UnsafeDirectory) as error:
         session.refusal = f"cannot write to {wanted} ({reason}) nor to {fallback} ({error})"
         say(f"nothing is recorded: {session.refusal}; set TRACEML_DIR to a directory of yours")
         return None
-    say(f"cannot write to {wanted} ({reason}); the run goes to {run_dir}")
-    return run_dir
+    say(f"cannot write to {wanted} ({reason}); the run goes to {place.run_dir}")
+    return place
 
 
 def _unused(path: Path) -> Path:
@@ -209,13 +241,6 @@ def process_age_ns() -> int:
         import psutil
 
         return int((time.time() - psutil.Process().create_time()) * 1e9)
-
-
-def _boot_id() -> str | None:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
 
 
 def _argv() -> tuple[str, ...]:

@@ -12,7 +12,16 @@ from traceml_agent.capture.device import DeviceStep
 from traceml_agent.capture.segment import Segment
 from traceml_agent.guard import faults, guard
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
-from traceml_agent.schema.records import DeviceSteps, End, Fault, Overhead, Record, Steps, StepSums
+from traceml_agent.schema.records import (
+    DeviceSteps,
+    End,
+    Fault,
+    Identity,
+    Overhead,
+    Record,
+    Steps,
+    StepSums,
+)
 from traceml_agent.spool.reader import batches_of
 from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, Ring, Row, pack_step
 from traceml_agent.spool.writer import SpoolWriter, sums_of
@@ -71,6 +80,7 @@ class Recorder:
         self.run_dir = run_dir
         self.writer = writer
         self.ring = ring
+        self.identity = Identity(0, 0, 0, 1, 1, 0, "none")
         self.descriptors: list[int] = []  # the liveness lock; kept open until the end
         self.stack_fd: int | None = None
         self.totals = Totals()

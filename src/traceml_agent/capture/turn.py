@@ -29,6 +29,7 @@ class Turn:
     """The right to fold. To be ended after that."""
 
     lock_fd: int | None  # None: this file system has no locks
+    others_live: bool = False  # rank 0 has waited in vain
 
 
 def take_turn(own_spool: Path, patience_s: float, leave_by: float) -> Turn | None:
@@ -45,7 +46,7 @@ def take_turn(own_spool: Path, patience_s: float, leave_by: float) -> Turn | Non
     deadline = min(time.monotonic() + patience_s, leave_by)
     while True:
         others = _other_spools(run_dir, own_spool)
-        if not any(_lives(spool) for spool in others):
+        if not any(lives(spool) for spool in others):
             if lock_fd is None and not _wrote_last(own_spool, others):
                 return None  # all see that all have ended: without a lock the last of them folds
             return Turn(lock_fd)
@@ -53,7 +54,7 @@ def take_turn(own_spool: Path, patience_s: float, leave_by: float) -> Turn | Non
             break
         time.sleep(POLL_S)
     if patience_s:
-        return Turn(lock_fd)
+        return Turn(lock_fd, others_live=True)
     end_turn(Turn(lock_fd))
     return None
 
@@ -86,7 +87,7 @@ def _other_spools(run_dir: Path, own_spool: Path) -> list[Path]:
     return [spool for spool in run_dir.glob(f"*{SPOOL_SUFFIX}") if spool != own_spool]
 
 
-def _lives(spool: Path) -> bool:
+def lives(spool: Path) -> bool:
     """Whether a process will still come and fold. The lock counts where it can be trusted."""
     held = is_held(spool.with_suffix(ALIVE_SUFFIX))
     if held or _has_ended(spool):

@@ -15,6 +15,8 @@ SPOOL_SUFFIX = ".jsonl"
 RING_SUFFIX = ".ring"
 ALIVE_SUFFIX = ".alive"
 STACK_SUFFIX = ".stack"
+CLAIM_SUFFIX = ".claim"
+LAUNCH_SUFFIX = ".launch"
 
 
 class BadRecord(TracemlError):
