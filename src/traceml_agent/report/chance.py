@@ -14,30 +14,33 @@ BLOCK_STEPS = 20
 BLOCKS_LEAST = 16
 """Chosen: with two ranks, 16 stretches still tell 1 in 30,000 from chance."""
 BLOCKS_MOST = 64
-"""Chosen: bounds the work; a longer run has longer stretches."""
-TURNS = 1000
-TURNS_LEAST = 200
+BLOCKS_OF_RANKS = 32_768
+"""Stretches at most, and stretches times ranks, but for BLOCKS_LEAST. Chosen: bounds the work; a
+longer run has longer stretches."""
+TURNS = 2000
+TURNS_LEAST = 1000
 TURNS_WORK = 4_000_000
-"""Chosen: additions that take plain Python about a second."""
+"""Chosen: additions that take plain Python about a second; 1,000 turns tell 1 in 1,001."""
 NUMPY_FROM_RANKS = 64
 """Chosen: with fewer, importing numpy costs more than it saves."""
 SEED = 20
 """Any number: folding twice must give the same bytes."""
 
 
-def block_sums(column: Sequence[int]) -> list[int]:
-    """The sums of a column over stretches of steps: of 20 steps, if that makes 16 to 64 of them."""
+def block_sums(column: Sequence[int], most: int) -> list[int]:
+    """The sums over stretches of 20 steps; of fewer or more, to have from 16 to `most` of them."""
     count = len(column)
-    length = max(1, min(BLOCK_STEPS, count // BLOCKS_LEAST), -(-count // BLOCKS_MOST))
+    length = max(1, min(BLOCK_STEPS, count // BLOCKS_LEAST), -(-count // most))
     return [sum(column[start : start + length]) for start in range(0, count, length)]
 
 
 def chance_of(rows: Sequence[Sequence[int]]) -> float:
     """How often chance alone makes one rank stay as far below the upper median as one does here.
 
-    `rows` holds one column a rank. 1 in `turns` + 1 is the smallest value that is returned.
+    `rows` holds one column a rank. The smallest value is 1 in 2,001, or 1,001 with many ranks.
     """
-    blocks = [block_sums(column) for column in rows]
+    most = max(BLOCKS_LEAST, min(BLOCKS_MOST, BLOCKS_OF_RANKS // len(rows)))
+    blocks = [block_sums(column, most) for column in rows]
     ranks, count = len(blocks), len(blocks[0])
     observed = lowest_gap([sum(column) for column in blocks])
     turns = min(TURNS, max(TURNS_LEAST, TURNS_WORK // (ranks * count)))

@@ -18,8 +18,8 @@ SCORE_WARN = 0.10
 SCORE_CRIT = 0.20
 CAUSE_COVERAGE = 0.80
 """Source: summary contract, from TraceML's step-time policy."""
-CHANCE_MOST = 0.005
-"""Chosen: one healthy job in 200 would pass this, and far fewer reach SCORE_WARN besides."""
+CHANCE_MOST = 0.001
+"""Chosen: one healthy job in 1,000 would pass this, and far fewer reach SCORE_WARN besides."""
 DRIFT_MOST = 0.25
 """Part of the cost by which culprit and victim may drift apart a step. Chosen: ranks that meet in
 each step do not drift at all; a quarter leaves room for the ends of a short window."""
