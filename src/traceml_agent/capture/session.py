@@ -53,6 +53,7 @@ class Session:
         self.recorder: Recorder | None = None
         self.refusal: str | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
+        self.strategies: set[str] = set()
         self._told: tuple[dict[str, str], list[int]] = ({}, [])
 
     def arm(self, torch: Any) -> None:
@@ -142,6 +143,21 @@ class Session:
 
         start = time.perf_counter_ns() - duration_ns
         self.events.append(Event(name, start, duration_ns, self.tracker.step + 1, detail))
+
+    def look_for_strategy(self, root: Any) -> None:
+        """Notes how ranks train together when the first root that says so is called."""
+        from traceml_agent.capture.strategy import strategy_of_model
+
+        with guard("strategy"):
+            found = strategy_of_model(self.torch, root)
+            if found is not None and found not in self.strategies:
+                from traceml_agent.schema.records import STRATEGY_EVENT, Event
+
+                self.strategies.add(found)
+                detail: dict[str, str | int | float | None] = {"strategy": found}
+                now = time.perf_counter_ns()
+                step = self.tracker.step + 1
+                self.events.append(Event(STRATEGY_EVENT, now, None, step, detail))
 
     def _close_step(
         self, step: int, start_ns: int, duration_ns: int, measured: Segment, micro_batches: int

@@ -16,6 +16,7 @@ from traceml_agent.report.render.text import render_text
 from traceml_agent.report.sections import ledger, process, step_memory, step_time, system
 from traceml_agent.report.sections.shape import Window, mode_of, nodes_of, wall_s
 from traceml_agent.report.view import RankView, RunView, load_run, one_line
+from traceml_agent.schema.records import STRATEGY_EVENT
 from traceml_agent.schema.summary import FORMAT_VERSION, SUMMARY_JSON, SUMMARY_SCHEMA, SUMMARY_TEXT
 from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import version_of
@@ -272,7 +273,12 @@ def _overhead(rank: RankView) -> dict[str, Any]:
 
 
 def _events(view: RunView) -> dict[str, Any]:
-    found = [(rank.rank, event) for rank in view.ranks for event in rank.spool.events]
+    found = [
+        (rank.rank, event)
+        for rank in view.ranks
+        for event in rank.spool.events
+        if event.name != STRATEGY_EVENT  # said once for the job, in step_time
+    ]
     counts: dict[str, int] = {}
     for _, event in found:
         counts[event.name] = counts.get(event.name, 0) + 1

@@ -208,6 +208,10 @@ class GpuSample:
     reasons: dict[str, str] = field(default_factory=dict)  # field -> why it is None
 
 
+STRATEGY_EVENT = "strategy"
+"""Name of the event that says how ranks train together; `detail.strategy`: ddp, fsdp, fsdp2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened once: a garbage collection, a compilation, a checkpoint."""

@@ -125,6 +125,8 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
 
 
 def _discover(discovery: Discovery, module: Any) -> None:
-    discovery.roots.add(type(module))
+    if type(module) not in discovery.roots:
+        discovery.roots.add(type(module))
+        SESSION.look_for_strategy(module)
     if SESSION.tracker.probe.wants_parameter():
         SESSION.tracker.probe.watch(module)

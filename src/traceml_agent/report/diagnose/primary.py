@@ -7,6 +7,7 @@ from traceml_agent.report.diagnose.issue import label
 _NO_STEP_TIME = ("NO_DATA", "WARMUP", "INCOMPLETE_DATA")
 _LOW_UTIL = ("LOW_GPU_UTILIZATION", "MODERATE_GPU_UTILIZATION")
 _SHARE_KINDS = ("INPUT_BOUND", "H2D_BOUND", "RESIDUAL_HEAVY", "COMPUTE_BOUND")
+_STRAGGLERS = ("STRAGGLER", "INPUT_STRAGGLER", "COMPUTE_STRAGGLER", "H2D_STRAGGLER")
 _SHOWN = (
     "input_wait_ms",
     "step_time_ms",
@@ -37,6 +38,8 @@ def primary_diagnosis(
             issue["action"],
             {"type": "insufficient_data", **_observed(step_time, system), **issue["evidence"]},
         )
+    if issue["kind"] in _STRAGGLERS:
+        return _promoted(issue, "step_time", _rank_comparison(issue, step_time, system))
     if issue["severity"] != "info":
         return _promoted(issue, "step_time", _phase_share(issue, step_time, system))
     memory = step_memory["diagnosis"]
@@ -102,6 +105,48 @@ def _phase_share(
         "score_basis": "median_per_rank_step_time_share",
         "score_denominator": "step time without eval, checkpoint and compile, per rank",
     }
+
+
+def _rank_comparison(
+    issue: dict[str, Any], step_time: dict[str, Any], system: dict[str, Any]
+) -> dict[str, Any]:
+    """The culprit beside the median rank, by what names the cause.
+
+    Of a straggler without a cause in the format it is the wait, of which the culprit has least.
+    """
+    own, rows = issue["evidence"], step_time["groups"]["rows"]
+    metric = f"{issue['metric']}_ms"
+    if metric in step_time["global"]["median"]:
+        point = step_time["global"]["median"][metric]
+        middle = {"rank": int(point["idx"]), "value_ms": point["value"]}
+        value = rows[str(own["culprit_rank"])]["metrics"][metric]
+    else:
+        middle = {"rank": own["victim_rank"], "value_ms": own["visible_victim_ms"]}
+        value = own["visible_culprit_ms"]
+    delta = value - middle["value_ms"]
+    evidence = {
+        "type": "rank_comparison",
+        "metric": metric,
+        "phase": issue["phase"],
+        "steps_analyzed": step_time["global"]["window"]["steps_analyzed"],
+        "diagnosis_clock": step_time["global"]["window"]["diagnosis_clock"],
+        "gpu_util_avg_percent": system["global"]["average"]["gpu_util_percent"],
+        "median": middle,
+        "worst": {"rank": own["culprit_rank"], "value_ms": value},
+        "delta_ms": delta,
+        "ratio": value / middle["value_ms"] if middle["value_ms"] else None,
+        "score": issue["score"],
+        "score_basis": "visible_cost_ms / victim_step_time_ms",
+        "score_numerator_ms": own["visible_cost_ms"],
+        "score_denominator_ms": own["step_time_ms"],
+        "culprit": own["culprit"],
+        "pattern": own["pattern"],
+        "what_if": own["what_if"],
+    }
+    if issue["kind"] == "STRAGGLER":
+        keys = ("metric", "phase", "median", "worst", "delta_ms", "ratio")
+        evidence["comparisons"] = [{key: evidence[key] for key in keys}]
+    return evidence
 
 
 def _observed(step_time: dict[str, Any], system: dict[str, Any]) -> dict[str, Any]:

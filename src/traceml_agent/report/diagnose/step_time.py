@@ -63,12 +63,34 @@ class StepFigures:
         return max(0.0, rest)
 
 
-def diagnose(ranks: list[StepFigures], steps: int, clock: str, loader_seen: bool) -> list[Issue]:
+@dataclass(frozen=True, slots=True)
+class WaitedFor:
+    """Ranks that the others wait for: the finding, and what it explains already."""
+
+    issue: Issue
+    slow: tuple[int, ...]
+    cause: str | None
+    waits_in: tuple[str, ...]
+
+
+def diagnose(
+    ranks: list[StepFigures],
+    steps: int,
+    clock: str,
+    loader_seen: bool,
+    waited_for: WaitedFor | None = None,
+) -> list[Issue]:
     """The issues of section step_time, the worst first; never empty."""
     early = _too_early(ranks, steps)
     if early is not None:
         return [early]
-    found = [issue for part in _ADVICE if (issue := _bound(part, ranks, steps, clock)) is not None]
+    found = [
+        issue
+        for part in _ADVICE
+        if (issue := _bound(part, _unexplained(part, ranks, waited_for), steps, clock)) is not None
+    ]
+    if waited_for is not None:
+        found.insert(0, waited_for.issue)
     return by_severity(found) if found else [_compute_or_balanced(ranks, steps, loader_seen)]
 
 
@@ -117,6 +139,20 @@ def share_of_step(ranks: list[StepFigures], part: str) -> float | None:
     """
     parts = [(rank.parts_ms.get(part), rank.step_ms) for rank in ranks]
     return median([value / step for value, step in parts if value is not None and step > 0])
+
+
+def _unexplained(
+    part: str, ranks: list[StepFigures], waited_for: WaitedFor | None
+) -> list[StepFigures]:
+    """The ranks that say whether a part binds the whole job, and not the slow ranks alone."""
+    if waited_for is None:
+        return ranks
+    if part in waited_for.waits_in:
+        # On the others this is waiting; the slow ones show what it takes without.
+        return [rank for rank in ranks if rank.rank in waited_for.slow]
+    if part == waited_for.cause or (part == "residual" and waited_for.cause == "outside"):
+        return [rank for rank in ranks if rank.rank not in waited_for.slow]
+    return ranks
 
 
 def _bound(part: str, ranks: list[StepFigures], steps: int, clock: str) -> Issue | None:

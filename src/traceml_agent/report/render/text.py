@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from traceml_agent.errors import TracemlError
+from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.schema.phases import PHASES
 
@@ -27,6 +28,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_verdict(payload),
         "",
         *_step_table(payload),
+        *rank_table(payload["step_time"]),
         *_throughput(payload),
         *_resources(payload),
         *_other_findings(payload),

@@ -3,7 +3,8 @@
 from bisect import bisect_left, bisect_right
 from typing import Any
 
-from traceml_agent.report.diagnose.step_time import StepFigures, diagnose
+from traceml_agent.report.diagnose.step_time import StepFigures, WaitedFor, diagnose
+from traceml_agent.report.sections.ranks import Comparison, compare
 from traceml_agent.report.sections.shape import (
     Row,
     Window,
@@ -72,7 +73,10 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     ]
     done = [totals(rank.spool) for rank in view.ranks]
     total_steps = max((t.first_step + t.count - 1 for t in done if t is not None), default=0)
-    issues = diagnose(figures, window.steps_analyzed, clock, _loader_facts(view))
+    compared = compare(view, window, on_device)
+    issues = diagnose(
+        figures, window.steps_analyzed, clock, _loader_facts(view), _waited_for(compared)
+    )
     lead = columns[ranks[0].rank] if ranks else {}
     return section(
         meta=metadata(
@@ -98,6 +102,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
         extra={
             "distribution": _distribution(lead),
             "throughput": throughput(ranks, window),
+            "rank_balance": compared.balance,
             "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
             "not_measured": sorted({name for rank in ranks for name in _missing(rank.series)}),
         },
@@ -206,6 +211,13 @@ def _distribution(columns: dict[str, list[int] | None]) -> dict[str, dict[str, f
             for label, q in QUANTILES
         }
     return found
+
+
+def _waited_for(compared: Comparison) -> WaitedFor | None:
+    if compared.issue is None or compared.straggler is None:
+        return None
+    found = compared.straggler
+    return WaitedFor(compared.issue, compared.slow, found.cause, found.waits_in)
 
 
 def _missing(series: RankSeries) -> tuple[str, ...]:
