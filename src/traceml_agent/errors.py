@@ -23,3 +23,7 @@ class NewerSchema(TracemlError):
 
 class UnsafeDirectory(TracemlError):
     """A directory is owned by somebody else, is a symbolic link, or others may write to it."""
+
+
+class PartsOfSeveralRuns(TracemlError):
+    """Directories that were to be merged hold different runs."""

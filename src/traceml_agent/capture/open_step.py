@@ -120,6 +120,10 @@ class OpenStep:
         self._eval_seen = False  # a call without gradients, or of a module in eval mode
         self._evaluated = False  # batches turned out to be evaluation
 
+    def steps_done(self) -> int:
+        """Steps whose update is done: the open one counts as soon as an optimizer has stepped."""
+        return self.step + bool(self._optimizers)
+
     def _fail(self, patch: str, error: Exception) -> None:
         """An error of ours stops here: it is counted, and the step in progress is forgotten.
 

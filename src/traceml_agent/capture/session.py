@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
+from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.shadow import hidden_module
@@ -82,6 +83,8 @@ class Session:
             recorder = open_recorder(self)
             if recorder is None:
                 return
+            with guard("resume"):
+                self.events.extend(restored_events(self.torch))
             recorder.pending = self.pending_records
             self.recorder = recorder
             Audit(self.tracker, self.config.max_overhead, self.shut)

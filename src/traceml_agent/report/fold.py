@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,18 +12,25 @@ import orjson
 
 from traceml_agent.errors import NewerSchema, NoRun, TracemlError
 from traceml_agent.report.diagnose.primary import primary_diagnosis
+from traceml_agent.report.parts import one_line
 from traceml_agent.report.render.text import render_text
-from traceml_agent.report.sections import ledger, process, step_memory, step_time, system
+from traceml_agent.report.sections import (
+    goodput,
+    ledger,
+    process,
+    run,
+    step_memory,
+    step_time,
+    system,
+)
 from traceml_agent.report.sections.shape import Window, mode_of, nodes_of, wall_s
-from traceml_agent.report.view import RankView, RunView, load_run, one_line
+from traceml_agent.report.view import RankView, RunView, load_run
 from traceml_agent.schema.records import STRATEGY_EVENT
 from traceml_agent.schema.summary import FORMAT_VERSION, SUMMARY_JSON, SUMMARY_SCHEMA, SUMMARY_TEXT
 from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import version_of
 from traceml_agent.version import __version__
 
-STATUS_ORDER = ("failed", "killed", "terminated", "interrupted", "running", "unknown", "finished")
-"""The status of a run is the first of these that any rank has."""
 EVENTS_LIMIT = 200
 """Events listed one by one in the summary; their number by name is exact."""
 _EVENT_FIELDS = ("rank", "name", "step", "duration_ms")
@@ -37,17 +44,22 @@ class Summary:
     text: str
 
 
-def fold(run_dir: Path, *, own_spool: Path | None = None) -> Summary:
-    """The summary of a run, whatever state it is in. Raises NoRun, NoSpools, NewerSchema."""
-    view = load_run(run_dir, own_spool=own_spool)
+def fold(run_dir: Path, *, parts: Sequence[Path] = (), own_spool: Path | None = None) -> Summary:
+    """The summary of a run, whatever state it is in; of all its `parts`, where they are several.
+
+    Raises NoRun, NoSpools, NewerSchema and, with parts, PartsOfSeveralRuns.
+    """
+    view = load_run(run_dir, parts=parts, own_spool=own_spool)
     payload = _payload(view)
     payload["text"] = render_text(payload)
     return Summary(payload, payload["text"])
 
 
-def fold_and_write(run_dir: Path, *, own_spool: Path | None = None) -> Summary:
+def fold_and_write(
+    run_dir: Path, *, parts: Sequence[Path] = (), own_spool: Path | None = None
+) -> Summary:
     """The same, written into the run directory. Raises OSError too."""
-    summary = fold(run_dir, own_spool=own_spool)
+    summary = fold(run_dir, parts=parts, own_spool=own_spool)
     write_whole(run_dir / SUMMARY_JSON, orjson.dumps(summary.payload, option=orjson.OPT_INDENT_2))
     write_whole(run_dir / SUMMARY_TEXT, f"{summary.text}\n".encode())
     return summary
@@ -119,8 +131,14 @@ def _payload(view: RunView) -> dict[str, Any]:
         "step_memory": step_memory.build(view, window),
     }
     primary = primary_diagnosis(sections["step_time"], sections["system"], sections["step_memory"])
-    ledgers = [ledger.build(rank) for rank in view.ranks]
-    issues = [
+    parts = {
+        id(life.spool): ledger.parts_of(life.spool)
+        for attempt in view.members.attempts
+        for life in attempt.lives.values()
+    }
+    ledgers = [ledger.build(rank, parts[id(rank.spool)]) for rank in view.ranks]
+    whole = goodput.build(view.members.attempts, parts, view.attempt_statuses)
+    issues = [{"section": "run", **issue.to_json()} for issue in run.issues_of(view, whole)] + [
         {"section": name, **issue}
         for name, built in sections.items()
         for issue in built["issues"]
@@ -143,7 +161,8 @@ def _payload(view: RunView) -> dict[str, Any]:
         **sections,
         "text": "",
         "traceml_agent": _about(view),
-        "ledger": {"ranks": ledgers},
+        "ledger": {"ranks": ledgers, "attempts": whole.attempts, "goodput": whole.goodput},
+        "clocks": run.clocks(view),
         "findings": issues,
         "hotspots": [],
         "input_pipeline": {},
@@ -154,17 +173,11 @@ def _payload(view: RunView) -> dict[str, Any]:
     }
 
 
-def run_status(view: RunView) -> str:
-    """One word for all ranks: the worst."""
-    found = {rank.status for rank in view.ranks}
-    return next((status for status in STATUS_ORDER if status in found), "unknown")
-
-
 def _run_context(view: RunView) -> dict[str, Any]:
     identity = view.ranks[0].spool.header.identity
     local = max(rank.spool.header.identity.local_world_size for rank in view.ranks)
     return {
-        "run": {"status": run_status(view), "profile": "run"},
+        "run": {"status": view.attempt_statuses[-1], "profile": "run"},
         "execution": {
             "expected_nodes": max(1, -(-view.world_size // max(1, local))),
             "processes_per_node": local,
@@ -177,6 +190,7 @@ def _run_context(view: RunView) -> dict[str, Any]:
                 "exit_code": rank.exit_code,
                 "exception": rank.exception,
                 "last_step": rank.series.steps[-1] if rank.series.steps else 0,
+                "ended_ts_s": run.ended_ts_s(view, rank),
                 "stack": rank.stack,
             }
             for rank in view.ranks
@@ -208,6 +222,7 @@ def _analysis_window(
         "observed_end_ts_s": window.end_ts_s,
     }
     return {
+        "attempt": view.attempt,
         "anchor": "step_time"
         if has_steps
         else ("periodic_telemetry" if times["process"] else None),

@@ -8,7 +8,7 @@ from typing import Any
 
 from traceml_agent.errors import NoRun, NoSpools, TracemlError
 from traceml_agent.report.fold import fold, fold_and_write, is_folded, read_summary
-from traceml_agent.report.view import one_line
+from traceml_agent.report.parts import one_line
 from traceml_agent.schema.records import Header
 from traceml_agent.schema.summary import SUMMARY_JSON
 from traceml_agent.spool.format import SPOOL_SUFFIX, BadRecord, decode

@@ -3,20 +3,25 @@
 import os
 import socket
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from traceml_agent.errors import NewerSchema, NoRun, NoSpools
+from traceml_agent.report.clocks import Clock, clocks_of
 from traceml_agent.report.killed import why_killed
+from traceml_agent.report.membership import Attempt, Members, members_of
+from traceml_agent.report.parts import one_line, readable_spools
 from traceml_agent.report.series import RankSeries, series_of
-from traceml_agent.spool.format import ALIVE_SUFFIX, SPOOL_SUFFIX
+from traceml_agent.spool.format import ALIVE_SUFFIX
 from traceml_agent.spool.liveness import is_held
-from traceml_agent.spool.reader import NotASpool, Spool, read_spool
+from traceml_agent.spool.reader import Spool
 
 SILENT_S = 60.0
 """A process on another machine counts as dead when its spool was not written for this long.
 Chosen: 120 times the interval between two writes, and 60 between two samples."""
+STATUS_ORDER = ("failed", "killed", "terminated", "interrupted", "running", "unknown", "finished")
+"""The status of a run is the first of these that any rank has."""
 MISSING_LIMIT = 1000
 """Missing ranks that are listed: a header may claim any world size."""
 
@@ -36,7 +41,7 @@ class RankView:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """A run: its ranks in order, the last attempt of each."""
+    """A run: the ranks of its last attempt in order, and how all attempts belong together."""
 
     run_dir: Path
     run_id: str
@@ -47,6 +52,9 @@ class RunView:
     missing_ranks: list[int]
     problems: list[str]
     spool_bytes: dict[str, int]  # file name: what of it was read
+    members: Members
+    attempt_statuses: list[str]
+    clocks: list[Clock]
 
     @property
     def complete(self) -> bool:
@@ -54,94 +62,72 @@ class RunView:
         return not self.missing_ranks and all(rank.spool.end is not None for rank in self.ranks)
 
 
-def load_run(run_dir: Path, *, own_spool: Path | None = None) -> RunView:
-    """Reads every spool of a run directory.
+def load_run(
+    run_dir: Path, *, parts: Sequence[Path] = (), own_spool: Path | None = None
+) -> RunView:
+    """Reads every spool of a run directory, or of the directories that hold its `parts`.
 
     `own_spool` is the one of the calling process: its lock must not be probed, since closing a
     descriptor of the lock file would drop the lock. Raises NoRun, NoSpools and NewerSchema.
     """
-    if not run_dir.is_dir():
-        raise NoRun(f"{run_dir} is no run directory; `traceml-agent runs` lists the runs")
     problems: list[str] = []
-    spools: list[Spool] = []
-    sizes: dict[str, int] = {}
-    paths = sorted(run_dir.glob(f"*{SPOOL_SUFFIX}"))
-    newer: NewerSchema | None = None
-    for path in paths:
-        try:
-            sizes[one_line(path.name)] = path.stat().st_size
-            spools.append(read_spool(path))
-            sizes[one_line(path.name)] = spools[-1].size
-        except NewerSchema as error:
-            newer = error
-            problems.append(str(error))
-        except (NotASpool, OSError) as error:
-            problems.append(_relative(str(error), run_dir))
-    if not spools:
-        if newer is not None:
-            raise newer
-        hint = f" ({problems[0]})" if problems else ""
-        raise NoSpools(
-            f"no readable spool in {run_dir}{hint}; was TRACEML_ENABLE=1 set for the training?"
-        )
-    for spool in spools:
-        problems.extend(spool.problems)
-    last = _last_attempts(spools, problems)
-    head = last[min(last)].header
-    world_size = max(spool.header.identity.world_size for spool in last.values())
-    missing = (rank for rank in range(world_size) if rank not in last)
+    spools, sizes = readable_spools(parts or [run_dir], problems)
+    members = members_of(spools, (parts or [run_dir])[0].name)
+    last = members.attempts[-1]
+    of_last = {rank: life.spool for rank, life in last.lives.items()}
+    head = of_last[min(of_last)].header
+    missing = (rank for rank in range(last.world_size) if rank not in of_last)
+    ranks = [_rank_view(rank, of_last, own_spool) for rank in sorted(of_last)]
     return RunView(
         run_dir=run_dir,
         run_id=head.run_id,
         run_name=head.run_name,
-        attempt=max(spool.header.identity.attempt for spool in last.values()),
-        world_size=world_size,
-        ranks=[_rank_view(rank, last, own_spool) for rank in sorted(last)],
+        attempt=last.number,
+        world_size=last.world_size,
+        ranks=ranks,
         missing_ranks=list(islice(missing, MISSING_LIMIT)),
         problems=[one_line(problem) for problem in problems],
         spool_bytes=sizes,
+        members=members,
+        attempt_statuses=[
+            *(_status_of_past(attempt) for attempt in members.attempts[:-1]),
+            worst_status(rank.status for rank in ranks),
+        ],
+        clocks=clocks_of(last, {rank.rank: rank.series for rank in ranks}),
     )
 
 
-def _last_attempts(spools: list[Spool], problems: list[str]) -> dict[int, Spool]:
-    """The latest spool of each rank."""
-    last: dict[int, Spool] = {}
-    earlier = 0
-    for spool in in_time(spools):
-        earlier += spool.header.identity.rank in last
-        last[spool.header.identity.rank] = spool
-    if earlier:
-        problems.append(f"{earlier} earlier spool(s) of the same ranks are not in the figures")
-    return last
+def worst_status(statuses: Iterable[str]) -> str:
+    """One word for all ranks."""
+    found = set(statuses)
+    return next((status for status in STATUS_ORDER if status in found), "unknown")
 
 
-def in_time(spools: list[Spool]) -> list[Spool]:
-    """Oldest first. The wall clock may have jumped: within one boot the monotonic one decides."""
-    offsets: dict[str | None, int] = {}
-    for header in (spool.header for spool in spools):
-        offset = header.wall_ns - header.monotonic_ns
-        offsets[header.boot_id] = max(offset, offsets.get(header.boot_id, offset))
-
-    def key(spool: Spool) -> tuple[int, int]:
-        header = spool.header
-        if header.boot_id is None:
-            return header.identity.attempt, header.wall_ns
-        return header.identity.attempt, header.monotonic_ns + offsets[header.boot_id]
-
-    return sorted(spools, key=key)
+def _status_of_past(attempt: Attempt) -> str:
+    """Of an attempt that another one followed: whatever a clock says, its processes are gone."""
+    spools = [life.spool for life in attempt.lives.values()]
+    return worst_status(_how_it_ended(spool, spools, lives=False)[0] for spool in spools)
 
 
 def _rank_view(rank: int, last: dict[int, Spool], own_spool: Path | None) -> RankView:
     spool = last[rank]
+    lives = spool.end is None and (spool.path == own_spool or is_alive(spool))
+    ended = _how_it_ended(spool, list(last.values()), lives=lives)
+    return RankView(rank, spool, series_of(spool), *ended)
+
+
+def _how_it_ended(
+    spool: Spool, spools: list[Spool], *, lives: bool
+) -> tuple[str, int | None, str | None, str | None]:
+    """Status, exit code, exception and stack."""
     end = spool.end
     if end is not None:
-        status, code, exception, stack = end.status, end.exit_code, end.exception, end.stack
-        return RankView(rank, spool, series_of(spool), status, code, exception, stack)
+        return end.status, end.exit_code, end.exception, end.stack
     if spool.noted_ending is not None:
-        status, code = spool.noted_ending
-        return RankView(rank, spool, series_of(spool), status, code, None, None)
+        return *spool.noted_ending, None, None
     fatal = spool.fatal_stack
-    if spool.path == own_spool or is_alive(spool):
+    exception: str | None
+    if lives:
         status, exception = "running", None
     elif fatal and "Fatal Python error" in fatal:
         status = "failed"
@@ -151,8 +137,8 @@ def _rank_view(rank: int, last: dict[int, Spool], own_spool: Path | None) -> Ran
         of_all_threads = "hread 0x" in fatal
         status, exception = "terminated", "SIGTERM" if of_all_threads else "SIGHUP"
     else:
-        status, exception = "killed", why_killed(spool, list(last.values()))
-    return RankView(rank, spool, series_of(spool), status, None, exception, fatal)
+        status, exception = "killed", why_killed(spool, spools)
+    return status, None, exception, fatal
 
 
 def is_alive(spool: Spool) -> bool:
@@ -175,13 +161,3 @@ def _boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
-
-
-def one_line(text: str) -> str:
-    """Text that UTF-8 can hold, in one line: names of files are any bytes."""
-    plain = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(c if c.isprintable() else " " for c in plain)
-
-
-def _relative(text: str, run_dir: Path) -> str:
-    return text.replace(f"{run_dir}/", "")

@@ -6,6 +6,7 @@ from typing import Any
 
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
+from traceml_agent.capture.resume import note_optimizer
 from traceml_agent.capture.session import SESSION
 from traceml_agent.schema.phases import OPTIMIZER
 
@@ -55,6 +56,7 @@ def _construction(original: Any) -> Any:
         except BaseException as error:
             hide_frame(error)
             raise
+        note_optimizer(self)
         if tracker.probe.wants_parameter():
             for parameter in self.param_groups[0]["params"][:1]:
                 tracker.probe.watch_parameter(parameter)

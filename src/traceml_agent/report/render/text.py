@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from traceml_agent.errors import TracemlError
+from traceml_agent.report.render.attempts import attempt_lines
 from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.schema.phases import PHASES
@@ -20,6 +21,7 @@ _LABELS = {"input_wait": "input wait", "h2d": "copy to device", "eval": "eval (n
 _GPU_LINES = 4
 _FINDING_LINES = 3
 _PROBLEM_LINES = 2
+_ATTEMPT_LINES = 3
 
 
 def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
@@ -32,12 +34,13 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_throughput(payload),
         *_resources(payload),
         *_other_findings(payload),
+        *_attempts(payload),
         *_wall_time(payload),
         *_not_measured(payload),
         *_overhead(payload),
-        *_run(payload),
     ]
-    text = "\n".join(_printable(line)[:WIDTH].rstrip() for line in lines[:MOST_LINES])
+    lines = [*lines[: MOST_LINES - 1], *_run(payload)]
+    text = "\n".join(_printable(line)[:WIDTH].rstrip() for line in lines)
     if ascii_only:
         text = text.replace("·", "|").replace("…", "~").encode("ascii", "replace").decode()
     return text
@@ -186,6 +189,14 @@ def _other_findings(payload: dict[str, Any]) -> list[str]:
     for finding in others[:_FINDING_LINES]:
         lines += _wrapped("Also          ", f"{finding['status']}: {finding['summary']}")[:2]
     return lines
+
+
+def _attempts(payload: dict[str, Any]) -> list[str]:
+    return [
+        line
+        for label, text in attempt_lines(payload["ledger"])
+        for line in _wrapped(label, text)[:_ATTEMPT_LINES]
+    ]
 
 
 def _wall_time(payload: dict[str, Any]) -> list[str]:

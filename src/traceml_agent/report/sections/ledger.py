@@ -6,6 +6,8 @@ from typing import Any
 from traceml_agent.report.series import totals
 from traceml_agent.report.view import RankView
 from traceml_agent.schema.phases import PHASES
+from traceml_agent.schema.records import StepSums
+from traceml_agent.spool.reader import Spool
 
 PARTS = ("startup", "training", "compile", "eval", "checkpoint", "idle", "shutdown")
 _SEPARATE = ("compile", "eval", "checkpoint")
@@ -21,17 +23,52 @@ class Span:
     gone: int
 
 
-def build(rank: RankView) -> dict[str, Any]:
-    """Seconds and percent of each part.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The life of one process in nanoseconds."""
+
+    span: Span
+    nanoseconds: dict[str, int]  # by PARTS
+    done: StepSums | None
+
+    @property
+    def wall_ns(self) -> int:
+        """From its birth to the last that is known of it."""
+        return self.span.gone - self.span.born
+
+
+def build(rank: RankView, found: Parts) -> dict[str, Any]:
+    """Seconds and percent of each part of a process."""
+    wall_ns, nanoseconds, done = found.wall_ns, found.nanoseconds, found.done
+    return {
+        "rank": rank.rank,
+        "wall_s": wall_ns / 1e9,
+        "parts": {
+            name: {
+                "seconds": nanoseconds[name] / 1e9,
+                "percent": 100 * nanoseconds[name] / wall_ns if wall_ns > 0 else None,
+            }
+            for name in PARTS
+        },
+        # Never below 0: steps of a damaged spool may overlap.
+        "unaccounted_s": max(0, wall_ns - sum(nanoseconds.values())) / 1e9,
+        "steps": 0 if done is None else done.count,
+        "micro_batches": 0 if done is None else done.micro_batches,
+        "samples": None if done is None else done.samples,
+        "updates": 0 if done is None else done.updates,
+    }
+
+
+def parts_of(spool: Spool) -> Parts:
+    """Where the time of a process went.
 
     startup: before the first step, net of what has a part of its own. training: the time of all
     steps, net of evaluation, checkpoints and compilation in them. idle: between steps, and in no
     phase. shutdown: after the last step.
     """
-    done = totals(rank.spool)
-    span = _span(rank)
-    wall_ns = span.gone - span.born
-    outside = {name: rank.spool.outside_ns.get(name, 0) for name in PHASES}
+    done = totals(spool)
+    span = _span(spool)
+    outside = {name: spool.outside_ns.get(name, 0) for name in PHASES}
     inside = dict.fromkeys(PHASES, 0) if done is None else done.phase_ns
     steps_ns = 0 if done is None else done.duration_ns
     parts = {name: inside.get(name, 0) + outside[name] for name in _SEPARATE}
@@ -57,27 +94,10 @@ def build(rank: RankView) -> dict[str, Any]:
         "idle": max(0, gaps["idle"] - taken["idle"]),
         "shutdown": max(0, gaps["shutdown"] - taken["shutdown"]),
     }
-    return {
-        "rank": rank.rank,
-        "wall_s": wall_ns / 1e9,
-        "parts": {
-            name: {
-                "seconds": nanoseconds[name] / 1e9,
-                "percent": 100 * nanoseconds[name] / wall_ns if wall_ns > 0 else None,
-            }
-            for name in PARTS
-        },
-        # Never below 0: steps of a damaged spool may overlap.
-        "unaccounted_s": max(0, wall_ns - sum(nanoseconds.values())) / 1e9,
-        "steps": 0 if done is None else done.count,
-        "micro_batches": 0 if done is None else done.micro_batches,
-        "samples": None if done is None else done.samples,
-        "updates": 0 if done is None else done.updates,
-    }
+    return Parts(span, nanoseconds, done)
 
 
-def _span(rank: RankView) -> Span:
-    spool = rank.spool
+def _span(spool: Spool) -> Span:
     starts = [batch.start_ns for batch in spool.batches] + [s.start_ns for s in spool.sums]
     ends = [b.start_ns + sum(b.duration_ns) for b in spool.batches]
     ends += [s.start_ns + s.duration_ns for s in spool.sums]

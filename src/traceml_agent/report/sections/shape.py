@@ -6,6 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from traceml_agent.report.diagnose.issue import Issue
+from traceml_agent.report.membership import machine_of
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.summary import LOWEST_IS_WORST
 
@@ -143,9 +144,16 @@ def section(
 
 
 def sampled_s(ranks: Iterable[RankView], times_ns: Callable[[RankView], list[int]]) -> float | None:
-    """Seconds from the first to the last sample over all ranks; None without any."""
-    walls = [wall_s(rank, found[i]) for rank in ranks if (found := times_ns(rank)) for i in (0, -1)]
-    return max(walls) - min(walls) if walls else None
+    """Seconds from the first to the last sample over all ranks; None without any.
+
+    Of the machine that was sampled longest: clocks of different ones are not compared.
+    """
+    walls: dict[str, list[float]] = {}
+    for rank in ranks:
+        if found := times_ns(rank):
+            known = walls.setdefault(machine_of(rank.spool.header), [])
+            known += wall_s(rank, found[0]), wall_s(rank, found[-1])
+    return max((max(known) - min(known) for known in walls.values()), default=None)
 
 
 def step_window(window: Window, clock: str | None = None) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""The spools of a run: of one directory, or of the parts of nodes that have none in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from traceml_agent.errors import NewerSchema, NoRun, NoSpools, PartsOfSeveralRuns
+from traceml_agent.report.membership import run_of
+from traceml_agent.schema.records import Header
+from traceml_agent.spool.format import SPOOL_SUFFIX
+from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
+
+
+def readable_spools(
+    directories: Sequence[Path], problems: list[str]
+) -> tuple[list[Spool], dict[str, int]]:
+    """All spools in the order of their names, as one directory would hold them, and their sizes.
+
+    What cannot be read is added to `problems`. Raises NoRun, NoSpools and NewerSchema.
+    """
+    for directory in directories:
+        if not directory.is_dir():
+            raise NoRun(f"{directory} is no run directory; `traceml-agent runs` lists the runs")
+    spools: list[Spool] = []
+    sizes: dict[str, int] = {}
+    newer: NewerSchema | None = None
+    for path in spool_paths(directories):
+        try:
+            size = path.stat().st_size
+            sizes[one_line(path.name)] = max(size, sizes.get(one_line(path.name), 0))
+            spools.append(read_spool(path))
+            if spools[-1].size > size:  # it grew meanwhile
+                sizes[one_line(path.name)] = max(spools[-1].size, sizes[one_line(path.name)])
+        except NewerSchema as error:
+            newer = error
+            problems.append(_relative(str(error), path.parent))
+        except (NotASpool, OSError) as error:
+            problems.append(_relative(str(error), path.parent))
+    if not spools:
+        if newer is not None:
+            raise newer
+        hint = f" ({problems[0]})" if problems else ""
+        where = ", ".join(str(directory) for directory in directories)
+        raise NoSpools(
+            f"no readable spool in {where}{hint}; was TRACEML_ENABLE=1 set for the training?"
+        )
+    kept = _without_copies(spools, problems)
+    if len(directories) > 1:
+        _refuse_several_runs(kept)
+    for spool in kept:
+        problems.extend(spool.problems)
+    return kept, sizes
+
+
+def _without_copies(spools: list[Spool], problems: list[str]) -> list[Spool]:
+    """One spool a process: of copies the one that holds most, then the one with the first name."""
+    best: dict[Header, Spool] = {}
+    renamed = 0
+    for spool in spools:
+        known = best.setdefault(spool.header, spool)
+        renamed += known.path.name != spool.path.name
+        if _fullness(spool) > _fullness(known):
+            best[spool.header] = spool
+    if renamed:
+        problems.append(f"{renamed} spool(s) are copies of others: each process counts once")
+    return list(best.values())
+
+
+def _fullness(spool: Spool) -> tuple[int, bool, int]:
+    return last_step(spool), spool.end is not None, spool.size
+
+
+def _refuse_several_runs(spools: list[Spool]) -> None:
+    """Parts belong to one run. A part that holds some other run too is a finding, as ever."""
+    by_part: dict[Path, list[Spool]] = {}
+    for spool in spools:
+        by_part.setdefault(spool.path.parent, []).append(spool)
+    runs = {part: run_of(found, part.name) for part, found in by_part.items()}
+    if len(set(runs.values())) > 1:
+        named = "; ".join(f"{one_line(str(p))} is of run {one_line(r)}" for p, r in runs.items())
+        raise PartsOfSeveralRuns(
+            f"these are no parts of one run: {named}. Fold each run by a command of its own"
+        )
+
+
+def spool_paths(directories: Sequence[Path]) -> list[Path]:
+    """The spools of all parts, sorted as those of one directory would be."""
+    paths = [path for part in directories for path in part.glob(f"*{SPOOL_SUFFIX}")]
+    return sorted(paths, key=lambda path: path.name)
+
+
+def one_line(text: str) -> str:
+    """Text that UTF-8 can hold, in one line: names of files are any bytes."""
+    plain = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c.isprintable() else " " for c in plain)
+
+
+def _relative(text: str, directory: Path) -> str:
+    return text.replace(f"{directory}/", "")
