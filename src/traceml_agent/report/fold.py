@@ -13,7 +13,7 @@ import orjson
 from traceml_agent.errors import NewerSchema, NoRun, TracemlError
 from traceml_agent.report.diagnose.primary import primary_diagnosis
 from traceml_agent.report.render.text import render_text
-from traceml_agent.report.sections import ledger, process, step_memory, step_time, system
+from traceml_agent.report.sections import hangs, ledger, process, step_memory, step_time, system
 from traceml_agent.report.sections.shape import Window, mode_of, nodes_of, wall_s
 from traceml_agent.report.view import RankView, RunView, load_run, one_line
 from traceml_agent.schema.summary import FORMAT_VERSION, SUMMARY_JSON, SUMMARY_SCHEMA, SUMMARY_TEXT
@@ -125,6 +125,9 @@ def _payload(view: RunView) -> dict[str, Any]:
         for issue in built["issues"]
         if issue["severity"] != "info"
     ]
+    stalls = hangs.build(view, run_status(view), max(entry["wall_s"] for entry in ledgers))
+    primary = stalls.primary or primary
+    issues += [{"section": hangs.SECTION, **i} for i in stalls.issues if i["severity"] != "info"]
     return {
         "schema_version": FORMAT_VERSION,
         "generated_at": datetime.now(timezone.utc).isoformat(),
@@ -144,6 +147,7 @@ def _payload(view: RunView) -> dict[str, Any]:
         "traceml_agent": _about(view),
         "ledger": {"ranks": ledgers},
         "findings": issues,
+        "hangs": stalls.listed,
         "hotspots": [],
         "input_pipeline": {},
         "events": _events(view),
