@@ -146,6 +146,14 @@ class Config:
         "summary says so. Measured over 50 steps, now and then, for steps of 1 ms and longer; less "
         "than 50 us is never too much. 0: no limit.",
     )
+    hang_s: float = setting(
+        60.0,
+        _number(0, 86_400, float),
+        "seconds from 0 to 86400",
+        "A training that closes no step for so long, and for 10 times its median step, is looked "
+        "at once: where each thread of Python stands is written down. Nothing is done to it. "
+        "0: never.",
+    )
     skip: tuple[str, ...] = setting(
         (),
         _words,

@@ -150,7 +150,7 @@ def describe(kind: type, message: str | None, secrets: Sequence[str] = ()) -> st
         name = f"{kind.__module__}.{name}"
     if not message:
         return name
-    return f"{name}: {_printable(redact(message, secrets))}"[:KEPT_LIMIT].strip()
+    return f"{name}: {printable(redact(message, secrets))}"[:KEPT_LIMIT].strip()
 
 
 def places(traceback: TracebackType | None, secrets: Sequence[str] = ()) -> str:
@@ -171,11 +171,11 @@ def _places(traceback: TracebackType | None, secrets: Sequence[str]) -> Iterator
     while traceback is not None:
         code = traceback.tb_frame.f_code
         file = redact(code.co_filename, secrets)
-        yield _printable(f'  File "{file}", line {traceback.tb_lineno}, in {code.co_name}') + "\n"
+        yield printable(f'  File "{file}", line {traceback.tb_lineno}, in {code.co_name}') + "\n"
         traceback = traceback.tb_next
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without what would steer a terminal, and without halves of characters: no file takes them."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from traceml_agent.capture.samplers import stall
 from traceml_agent.report import series
-from traceml_agent.report.diagnose import issue, process, step_memory, step_time, system
+from traceml_agent.report.diagnose import hangs, issue, process, step_memory, step_time, system
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "findings.md").read_text(encoding="utf-8")
@@ -42,7 +43,7 @@ def kinds_in_code() -> set[str]:
     for path in DIAGNOSE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             value = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(value, str) and KIND.fullmatch(value) and len(value) > 4:
+            if isinstance(value, str) and KIND.fullmatch(value) and len(value) > 3:
                 found.add(value)
     return found
 
@@ -99,5 +100,7 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     names(
         "RANK_GPU_MEMORY_IMBALANCE", process.IMBALANCE_WARN_PERCENT, process.IMBALANCE_CRIT_PERCENT
     )
+    names("STALL", 100 * hangs.STALLED_WARN, stall.STEPS_RATIO)
+    names("LONG_PHASE", hangs.LONG_S / 60)
     for number in (issue.CONFIDENT_STEPS, issue.LEAST_STEPS, series.WARMUP_MOST_STEPS):
         assert f"{number} steps" in PAGE

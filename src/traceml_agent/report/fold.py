@@ -16,6 +16,7 @@ from traceml_agent.report.parts import one_line
 from traceml_agent.report.render.text import render_text
 from traceml_agent.report.sections import (
     goodput,
+    hangs,
     ledger,
     process,
     run,
@@ -144,6 +145,9 @@ def _payload(view: RunView) -> dict[str, Any]:
         for issue in built["issues"]
         if issue["severity"] != "info"
     ]
+    stalls = hangs.build(view, run_status(view), max(entry["wall_s"] for entry in ledgers))
+    primary = stalls.primary or primary
+    issues += [{"section": hangs.SECTION, **i} for i in stalls.issues if i["severity"] != "info"]
     return {
         "schema_version": FORMAT_VERSION,
         "generated_at": datetime.now(timezone.utc).isoformat(),
@@ -164,6 +168,7 @@ def _payload(view: RunView) -> dict[str, Any]:
         "ledger": {"ranks": ledgers, "attempts": whole.attempts, "goodput": whole.goodput},
         "clocks": run.clocks(view),
         "findings": issues,
+        "hangs": stalls.listed,
         "hotspots": [],
         "input_pipeline": {},
         "events": _events(view),

@@ -17,6 +17,9 @@ INPUT_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, EVAL, CHECKPOINT, COMPILE = range
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
 """The phases whose sum is `compute`."""
 
+LONG_PHASES = ("eval", "checkpoint", "compile")
+"""Phases that take as long as they take: a rank in one of them is at work, and does not hang."""
+
 DEVICE_PHASES = PHASES
 """The phases that have a device time where a CUDA device is used: what the device did meanwhile."""
 

@@ -9,6 +9,8 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from traceml_agent.schema.stalls import Collectives, Stall
+
 SPOOL_SCHEMA = "traceml-spool/1"
 """Schema of a spool. The number rises when an older reader would misread a newer file."""
 
@@ -279,6 +281,8 @@ Record = (
     | HostSample
     | GpuSample
     | Event
+    | Stall
+    | Collectives
     | Fault
     | Overhead
     | End
@@ -297,6 +301,8 @@ RECORD_TYPES: dict[str, type[Record]] = {
         HostSample,
         GpuSample,
         Event,
+        Stall,
+        Collectives,
         Fault,
         Overhead,
         End,

@@ -25,6 +25,7 @@ from traceml_agent.schema.records import (
     Steps,
     StepSums,
 )
+from traceml_agent.schema.stalls import Collectives, Stall
 from traceml_agent.spool.format import RING_SUFFIX, STACK_SUFFIX, BadRecord, decode
 from traceml_agent.spool.plausible import StepNumbers, check
 from traceml_agent.spool.ring import Row, read_ending, read_ring
@@ -52,6 +53,8 @@ class Spool:
     host_samples: list[HostSample] = field(default_factory=list)
     gpu_samples: list[GpuSample] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    stalls: list[Stall] = field(default_factory=list)
+    collectives: list[Collectives] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
@@ -150,6 +153,10 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.gpu_samples.append(record)
     elif isinstance(record, Event):
         spool.events.append(record)
+    elif isinstance(record, Stall):
+        spool.stalls.append(record)
+    elif isinstance(record, Collectives):
+        spool.collectives.append(record)
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

@@ -1,4 +1,4 @@
-"""The one thread of the agent: drains closed steps, samples process, host and GPUs.
+"""The one thread of the agent: drains closed steps, samples, and notices that no step closes.
 
 When the process leaves, the thread also does what a disk may never answer, so that the process need
 not wait for it: a new thread cannot be started any more then (Python 3.12).
@@ -15,6 +15,7 @@ from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.samplers.gpu import GpuSampler
 from traceml_agent.capture.samplers.host import HostSampler
 from traceml_agent.capture.samplers.process import ProcessSampler
+from traceml_agent.capture.samplers.stall import PAUSE_NS, StallWatch
 from traceml_agent.guard import FAULT_LIMIT, guarded, is_off
 from traceml_agent.schema.records import GpuSample, Record
 
@@ -48,6 +49,7 @@ class SamplerLoop:
         self._thread = threading.Thread(target=self._run, name="traceml", daemon=True)
         self._trainer_id = threading.get_native_id()
         self._samplers: list[_Sampler] = []
+        self._watch = StallWatch(session, recorder)
 
     def start(self) -> None:
         """Starts the thread; called in the training thread."""
@@ -98,9 +100,15 @@ class SamplerLoop:
                 guarded("sample", self._sample)
                 next_sample = max(next_sample + config.sample_interval_s, now)
             guarded("flush", self._recorder.drain)
+            guarded("stall watch", lambda: self._watch.tick(time.perf_counter_ns()))
             self._recorder.thread_cpu_ns = time.thread_time_ns()
-            if self._stop.wait(min(config.flush_interval_s, max(0.01, next_sample - now))):
+            timeout_s = min(config.flush_interval_s, max(0.01, next_sample - now))
+            wake_at = time.perf_counter_ns() + int(timeout_s * 1e9)
+            if self._stop.wait(timeout_s):
                 return
+            late_ns = time.perf_counter_ns() - wake_at
+            if late_ns >= PAUSE_NS:
+                guarded("stall watch", lambda late=late_ns: self._watch.overslept(late))  # type: ignore[misc]
 
     def _open(self) -> None:
         opens = [("process", self._open_process)]

@@ -20,6 +20,8 @@ SEVERITY_WORDS = {"crit": "critical", "warn": "warning", "info": "info"}
 _LABELS = {"input_wait": "input wait", "h2d": "copy to device", "eval": "eval (no grad)"}
 _GPU_LINES = 4
 _FINDING_LINES = 3
+_STALL_LINES = 5
+_PLACES_TOLD = 2  # in the line above
 _PROBLEM_LINES = 2
 _ATTEMPT_LINES = 3
 
@@ -28,6 +30,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
     """The text of a summary payload; `ascii_only` for a stream that takes nothing else."""
     lines = [
         *_verdict(payload),
+        *_stall(payload),
         "",
         *_step_table(payload),
         *rank_table(payload["step_time"]),
@@ -79,6 +82,25 @@ def _verdict(payload: dict[str, Any]) -> list[str]:
     lines += _wrapped("Next: ", primary["action"])
     if status != "finished":
         lines += _wrapped("Run:  ", _how_it_ended(payload, status))
+    return lines
+
+
+def _stall(payload: dict[str, Any]) -> list[str]:
+    """Where the ranks stand while no step is closed; absent in summaries of older versions."""
+    lasting = [found for found in payload.get("hangs", ()) if not found["ended"]]
+    if not lasting:
+        return []
+    is_told = lasting[0]["kind"] == payload["primary_diagnosis"]["kind"]
+    if is_told and len(lasting[0]["places"]) <= _PLACES_TOLD:
+        return []
+    places = lasting[0]["places"]
+    lines: list[str] = []
+    for place in places[:_STALL_LINES]:
+        who = f"rank{'s' if place['count'] > 1 else ''} {place['ranks']}: "
+        who = who if len(places) > 1 else ""
+        lines.append(f"{'      ' if lines else 'At:   '}{who}{place['at']}")
+    if len(places) > _STALL_LINES:
+        lines.append(f"      and {len(places) - _STALL_LINES} more places")
     return lines
 
 
