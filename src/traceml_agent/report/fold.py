@@ -145,7 +145,7 @@ def _payload(view: RunView) -> dict[str, Any]:
         for issue in built["issues"]
         if issue["severity"] != "info"
     ]
-    stalls = hangs.build(view, run_status(view), max(entry["wall_s"] for entry in ledgers))
+    stalls = hangs.build(view, view.attempt_statuses[-1], max(entry["wall_s"] for entry in ledgers))
     primary = stalls.primary or primary
     issues += [{"section": hangs.SECTION, **i} for i in stalls.issues if i["severity"] != "info"]
     return {
