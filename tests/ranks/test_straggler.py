@@ -162,6 +162,19 @@ def test_collectives_of_the_users_own_are_no_residual_of_the_job(tmp_path):
     assert [i["kind"] for i in payload["step_time"]["issues"]] == ["INPUT_STRAGGLER"]
 
 
+def test_a_barrier_after_the_checkpoint_of_rank_0_is_no_residual_of_the_others(tmp_path):
+    every = {"checkpoint": 400.0}
+    payload = folded(
+        tmp_path,
+        Job(steps=500, noise=0.05, barrier=True),
+        lambda rank, step: every if rank == 0 and step % 50 == 49 else {},
+    )
+    issue = only(payload)
+    assert (issue["kind"], issue["ranks"]) == ("STRAGGLER", [0])
+    assert issue["evidence"]["component"] == "checkpoint"
+    assert [i["kind"] for i in payload["step_time"]["issues"]] == ["STRAGGLER"]
+
+
 def test_fsdp_waits_in_forward_and_backward(tmp_path):
     issue = only(folded(tmp_path, Job(strategy="fsdp2"), of_rank(3, SLOW_INPUT)))
     assert issue["kind"] == "INPUT_STRAGGLER"
