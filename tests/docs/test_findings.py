@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 
 from traceml_agent.capture.samplers import stall
-from traceml_agent.report import series
-from traceml_agent.report.diagnose import hangs, issue, process, step_memory, step_time, system
+from traceml_agent.report import chance, series, whatif
+from traceml_agent.report.diagnose import (
+    hangs,
+    issue,
+    process,
+    ranks,
+    step_memory,
+    step_time,
+    system,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "findings.md").read_text(encoding="utf-8")
@@ -72,6 +80,18 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     for kind in ("INPUT_BOUND", "H2D_BOUND", "RESIDUAL_HEAVY"):
         names(kind, *shares)
     names("COMPUTE_BOUND", 100 * step_time.COMPUTE_SHARE)
+    names(
+        "STRAGGLER",
+        100 * ranks.SCORE_WARN,
+        100 * ranks.SCORE_CRIT,
+        100 * ranks.CAUSE_COVERAGE,
+        chance.BLOCK_STEPS,
+        100 * whatif.CONFIDENCE,
+        100 * whatif.MODEL_ERROR_MOST,
+    )
+    assert "1 of 1,000 tries" in found["STRAGGLER"] and ranks.CHANCE_MOST == 1 / 1000
+    for kind in ("INPUT_STRAGGLER", "COMPUTE_STRAGGLER", "H2D_STRAGGLER"):
+        names(kind, 100 * ranks.CAUSE_COVERAGE)
     names("HIGH_PRESSURE", 100 * step_memory.PRESSURE_WARN, 100 * step_memory.PRESSURE_CRIT)
     names("IMBALANCE", 100 * step_memory.SKEW_WARN, 100 * step_memory.SKEW_CRIT)
     names(

@@ -15,7 +15,7 @@ from traceml_agent.report.fold import fold
 from traceml_agent.schema.records import STRATEGY_EVENT, Event
 
 BEFORE = ("input_wait", "h2d", "forward")
-PHASES = (*BEFORE, "backward", "optimizer", "eval")
+PHASES = (*BEFORE, "backward", "optimizer", "eval", "checkpoint")
 BACKWARD_MS, OPTIMIZER_MS, RESIDUAL_MS = 8.0, 0.3, 0.2
 
 Extra = Callable[[int, int], dict[str, float]]
@@ -34,6 +34,7 @@ class Job:
     nodes: int = 1
     meets: bool = True
     waits_in: str = "backward"  # or "residual": collectives of the user's own
+    barrier: bool = False  # at the end of each step
 
 
 def write_job(run_dir: Path, job: Job, extra: Extra = lambda rank, step: {}) -> None:
@@ -45,6 +46,7 @@ def write_job(run_dir: Path, job: Job, extra: Extra = lambda rank, step: {}) -> 
     for step in range(job.steps):
         work = [_work(job, noise, extra(rank, step)) for rank in range(job.ranks)]
         came = [b + sum(w[n] for n in BEFORE) for b, w in zip(begin, work, strict=True)]
+        ends = [0.0] * job.ranks
         for rank in range(job.ranks):
             last = max(came) if job.meets else came[rank]
             waited = last - came[rank]
@@ -52,9 +54,12 @@ def write_job(run_dir: Path, job: Job, extra: Extra = lambda rank, step: {}) -> 
             for name in PHASES:
                 value = work[rank].get(name, 0.0) + (in_backward if name == "backward" else 0.0)
                 columns[rank][name].append(value)
-            end = last + sum(work[rank].get(n, 0.0) for n in (*PHASES[3:], "residual"))
-            durations[rank].append(end - begin[rank])
-            begin[rank] = end
+            ends[rank] = last + sum(work[rank].get(n, 0.0) for n in (*PHASES[3:], "residual"))
+        if job.barrier:
+            ends = [max(ends)] * job.ranks
+        for rank in range(job.ranks):
+            durations[rank].append(ends[rank] - begin[rank])
+        begin = ends
     for rank in range(job.ranks):
         batch = made.steps(job.steps, phases={}, durations=durations[rank], **columns[rank])
         made.run_of(run_dir, batch, header=header(job, rank), more=_events(job))

@@ -79,20 +79,25 @@ def test_a_real_straggler_is_found_in_noise_of_30_percent(tmp_path):
 
 
 def test_ranks_that_never_meet_are_no_stragglers_and_nothing_is_gained(tmp_path):
-    slow = {"forward": -5.0, "backward": 20.0}
     job = Job(strategy=None, meets=False, noise=0.05)
-    for name, more in (("input", SLOW_INPUT), ("backward", slow)):
-        payload = folded(tmp_path / name, job, of_rank(3, more))
+    for name, by_rank in (
+        ("one", lambda rank, step: SLOW_INPUT if rank == 3 else {}),
+        ("two", lambda rank, step: {"backward": 30.0} if rank >= 2 else {"forward": 25.0}),
+    ):
+        payload = folded(tmp_path / name, job, by_rank)
         assert not stragglers(payload)
         assert payload["step_time"]["rank_balance"]["rows"] == {}
 
 
-def test_ranks_that_never_meet_under_a_wrapper_are_not_compared_either(tmp_path):
+@pytest.mark.parametrize(("backward", "forward"), [(20.0, 0.0), (3.0, 1.4)])
+def test_ranks_that_never_meet_under_a_wrapper_are_no_stragglers_either(
+    tmp_path, backward, forward
+):
     """As with `no_sync` around the whole training: the wrapper alone proves nothing."""
-    slow = {"backward": 20.0}
-    payload = folded(tmp_path, Job(meets=False, noise=0.05), of_rank(3, slow))
+    job = Job(meets=False, noise=0.02)
+    slow, fast = {"backward": backward}, {"forward": forward}
+    payload = folded(tmp_path, job, lambda rank, step: slow if rank >= 2 else fast)
     assert not stragglers(payload)
-    assert payload["step_time"]["rank_balance"]["rows"] == {}
 
 
 def test_one_pause_of_one_rank_is_no_straggler(tmp_path):
@@ -160,6 +165,19 @@ def test_collectives_of_the_users_own_are_no_residual_of_the_job(tmp_path):
     assert (issue["kind"], issue["ranks"]) == ("INPUT_STRAGGLER", [3])
     assert issue["evidence"]["waits_in"] == ["residual"]
     assert [i["kind"] for i in payload["step_time"]["issues"]] == ["INPUT_STRAGGLER"]
+
+
+def test_a_barrier_after_the_checkpoint_of_rank_0_is_no_residual_of_the_others(tmp_path):
+    every = {"checkpoint": 400.0}
+    payload = folded(
+        tmp_path,
+        Job(steps=500, noise=0.05, barrier=True),
+        lambda rank, step: every if rank == 0 and step % 50 == 49 else {},
+    )
+    issue = only(payload)
+    assert (issue["kind"], issue["ranks"]) == ("STRAGGLER", [0])
+    assert issue["evidence"]["component"] == "checkpoint"
+    assert [i["kind"] for i in payload["step_time"]["issues"]] == ["STRAGGLER"]
 
 
 def test_fsdp_waits_in_forward_and_backward(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.harness import run, write
+from tests.ranks.job import Job, write_job
 from tests.report import synthetic_run as made
 from traceml_agent.report.fold import fold_and_write
 
@@ -344,3 +345,47 @@ def test_of_two_ranks_the_card_shows_the_row_of_the_lower_median(
     assert "2/2 ranks" in card
     assert "STEP TIMING (Median R1/N0), CPU Clock" in card
     assert_tree_shows(card, summary.payload["step_time"]["groups"]["rows"]["1"]["metrics"])
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "why"),
+    [
+        (
+            {"input_wait": 20.0},
+            "INPUT STRAGGLER",
+            r"R3(/N1)? waited 20\.5 ms for input; R\d(/N\d)? waited 0\.5 ms for input\.",
+        ),
+        ({"h2d": 20.0}, "H2D STRAGGLER", r"R3(/N1)? spent 20\.0 ms on H2D transfers"),
+        ({"forward": 20.0}, "COMPUTE STRAGGLER", r"R3(/N1)? spent 31\.0 ms in Forward"),
+        (
+            {"input_wait": 10.0, "forward": 10.0},
+            "STRAGGLER",
+            r"R3(/N1)? was the straggler; R\d(/N\d)? spent 20\.0 ms longer in Backward",
+        ),
+        (
+            {"eval": 20.0},
+            "STRAGGLER",
+            r"R3(/N1)? was the straggler; R\d(/N\d)? spent 19\.\d ms longer in Backward",
+        ),
+    ],
+)
+def test_the_rank_that_we_name_is_the_one_that_the_card_names(
+    peer: Peer, tmp_path: Path, more: dict[str, float], status: str, why: str
+) -> None:
+    many = Job(nodes=2, steps=60)
+    write_job(tmp_path / "slow", many, lambda rank, step: more if rank == 3 else {})
+    write_job(tmp_path / "even", many)
+    slow, even = folded(tmp_path / "slow"), folded(tmp_path / "even")
+    assert slow.payload["primary_diagnosis"]["status"] == status
+    assert peer.traceml("view", slow.path).rstrip() == slow.payload["text"].rstrip()
+    card = peer.traceml("view", slow.path, "--re-render")
+    assert f"Verdict: {status} " in card
+    assert re.search(why, " ".join(card.replace("|", " ").split())), card
+    peer.traceml("view", slow.path, "--html", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'<span class="kind">{status}</span>' in page
+    printed, found = compare(peer, even, slow, tmp_path / "c")
+    verdict = even.payload["primary_diagnosis"]["status"]
+    assert f"Primary diagnosis: {verdict} -> {status} (changed)" in printed
+    assert found["warnings"] == []
+    assert json.loads(peer.python(CHECK, slow.path, *SECTIONS)) == []

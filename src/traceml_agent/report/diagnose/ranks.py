@@ -30,14 +30,14 @@ Chosen: nearer to the culprit than to the victim."""
 WAITS_IN: dict[str, tuple[tuple[str, ...], ...]] = {
     # In backward DDP reduces gradients. Where the model has buffers, each forward begins with
     # their broadcast from rank 0, and the others wait there for a slow rank 0.
-    "ddp": (("backward",), ("forward", "backward")),
-    "fsdp": (("forward", "backward"),),
-    "fsdp2": (("forward", "backward"),),
+    "ddp": (("backward",), ("forward", "backward"), ("residual",)),
+    "fsdp": (("forward", "backward"), ("residual",)),
+    "fsdp2": (("forward", "backward"), ("residual",)),
     "none": (("backward",), ("residual",), ("optimizer",)),
 }
-"""Phases in which a strategy may wait for other ranks, the first that explains it counts. Without
-one, ranks may meet by collectives of the user's own: between the phases, in an optimizer that
-reduces, or in hooks of backward."""
+"""Phases in which a strategy may wait for other ranks; the first that explains it counts. Beside
+it, or without one, ranks may meet by collectives of the user's own: between the phases (a barrier
+after a checkpoint of rank 0), in an optimizer that reduces, or in hooks of backward."""
 
 _CAUSES = ("input_wait", "h2d", "forward")
 _OTHER_CAUSES = ("residual", "eval", "checkpoint", "compile", "optimizer")
