@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from traceml_agent.report import series
-from traceml_agent.report.diagnose import issue, process, step_memory, step_time, system
+from traceml_agent.report.diagnose import issue, process, run, step_memory, step_time, system
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "findings.md").read_text(encoding="utf-8")
@@ -99,5 +99,7 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     names(
         "RANK_GPU_MEMORY_IMBALANCE", process.IMBALANCE_WARN_PERCENT, process.IMBALANCE_CRIT_PERCENT
     )
+    names("CLOCK_OFFSET", run.CLOCK_LIMIT_S)
+    names("LOST_WORK", 100 * run.LOST_WARN, 100 * run.LOST_CRIT)
     for number in (issue.CONFIDENT_STEPS, issue.LEAST_STEPS, series.WARMUP_MOST_STEPS):
         assert f"{number} steps" in PAGE
