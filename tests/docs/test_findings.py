@@ -13,6 +13,7 @@ from traceml_agent.report.diagnose import (
     issue,
     process,
     ranks,
+    run,
     step_memory,
     step_time,
     system,
@@ -122,5 +123,7 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     )
     names("STALL", 100 * hangs.STALLED_WARN, stall.STEPS_RATIO)
     names("LONG_PHASE", hangs.LONG_S / 60)
+    names("CLOCK_OFFSET", run.CLOCK_LIMIT_S)
+    names("LOST_WORK", 100 * run.LOST_WARN, 100 * run.LOST_CRIT)
     for number in (issue.CONFIDENT_STEPS, issue.LEAST_STEPS, series.WARMUP_MOST_STEPS):
         assert f"{number} steps" in PAGE

@@ -15,8 +15,10 @@ S = 1_000 * MS
 HOUR_NS = 3_600 * S
 
 
-def life(run_dir, rank=0, world=1, at_s=0.0, count=30, attempt=0, host="node-a", ending=True,
-         run_id="run-1", pid=None, parent=1, wall_off_ns=0, first_steps=None, more=()):  # fmt: skip
+def life(
+    run_dir, rank=0, world=1, at_s=0.0, count=30, attempt=0, host="node-a", ending=True,
+    run_id="run-1", pid=None, parent=1, wall_off_ns=0, first_steps=None, more=(), **columns
+):  # fmt: skip
     """A process that is born at `at_s`, trains from 2 s later on with steps of 10 ms."""
     start = made.BORN_NS + round(at_s * S)
     header = made.replace(
@@ -32,7 +34,7 @@ def life(run_dir, rank=0, world=1, at_s=0.0, count=30, attempt=0, host="node-a",
         wall_ns=made.HEADER.wall_ns + start + 1 * S + wall_off_ns,
     )
     first = start + 2 * S
-    batch = made.steps(count, start_ns=first, durations=first_steps or [10.0] * count)
+    batch = made.steps(count, start_ns=first, durations=first_steps or [10.0] * count, **columns)
     last = first + sum(batch.duration_ns)
     records = [made.Patches(start, dict(made.ACTIVE)), batch, *more]
     if ending:
@@ -259,8 +261,10 @@ def test_a_node_that_was_replaced_is_told_apart_though_its_clock_is_off(tmp_path
 
 def bare(payload, run_dir):
     """The summary without what names its time and place."""
-    text = json.dumps(payload).replace(str(run_dir), "DIR")
-    return {**json.loads(text), "generated_at": ""}
+    assert payload["traceml_agent"]["run_dir"] == str(run_dir)
+    text = payload["text"].splitlines()[:-1]
+    about = {**payload["traceml_agent"], "run_dir": ""}
+    return {**payload, "generated_at": "", "text": text, "traceml_agent": about}
 
 
 def shared_and_parts(tmp_path):

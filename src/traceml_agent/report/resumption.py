@@ -183,14 +183,16 @@ def _position_at(
 
 def _closed_by(spool: Spool, moment_ns: int) -> int:
     """Steps closed at a moment, and the one in which a checkpoint was being written then."""
-    done = 0
+    done, shift = 0, _shift_of(spool)
     for batch in spool.batches:
         ends = itertools.accumulate(batch.duration_ns, initial=batch.start_ns)
         saving = batch.phase_ns.get("checkpoint") or [0] * batch.count
         begun = next(ends)
         for step, (end, saved) in enumerate(zip(ends, saving, strict=True), batch.first_step):
-            if end <= moment_ns or (begun <= moment_ns and saved):
+            if end <= moment_ns:
                 done = max(done, step)
+            elif begun <= moment_ns and saved:
+                done = max(done, step + shift)
             begun = end
     for part in spool.sums:
         if part.start_ns + part.duration_ns <= moment_ns:
@@ -213,4 +215,44 @@ def _saves_of(spools: list[Spool], base: int | None) -> list[_Save]:
             end = start + (event.duration_ns or 0)
             counted = count if isinstance(count, int) else None
             found.append(_Save(None if base is None else base + done, counted, start, end))
+        seen = max((e.step for e in spool.events if e.name == "checkpoint"), default=0)
+        found += _unrecorded(spool, seen, base, anchor)
     return sorted(found, key=lambda save: (save.end_ns, save.position or 0))
+
+
+def _unrecorded(spool: Spool, seen: int, base: int | None, anchor: int) -> list[_Save]:
+    """Checkpoints after the last one on record: a killed process takes its last events along, but
+    not its steps, which say that a checkpoint was written in them."""
+    found, shift = [], _shift_of(spool)
+    for batch in spool.batches:
+        column = batch.phase_ns.get("checkpoint")
+        if column is None or batch.first_step + batch.count <= seen:
+            continue
+        start = batch.start_ns + anchor
+        for step, (length, saving) in enumerate(
+            zip(batch.duration_ns, column, strict=True), batch.first_step
+        ):
+            if saving and step > seen:
+                position = None if base is None else base + step + shift
+                found.append(_Save(position, None, start, start + length))
+            start += length
+    return found
+
+
+def _shift_of(spool: Spool) -> int:
+    """0 where a checkpoint holds the step that its time is in; -1 where it holds the one before.
+
+    In a loop without a DataLoader a step ends with its update, and what is saved then lies in the
+    next one. Told by the last checkpoint on record.
+    """
+    for event in reversed(spool.events):
+        done = event.detail.get("steps_done")
+        if event.name != "checkpoint" or not isinstance(done, int):
+            continue
+        for batch in spool.batches:
+            length = event.monotonic_ns - batch.start_ns
+            if 0 <= length < sum(batch.duration_ns):
+                ends = itertools.accumulate(batch.duration_ns)
+                step = batch.first_step + sum(end <= length for end in ends)
+                return max(-1, min(0, done - step))
+    return 0
