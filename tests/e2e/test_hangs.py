@@ -265,7 +265,7 @@ def backend(graph, examples):
     return graph.forward
 
 def pause():
-    time.sleep(3)  # the line of the pause
+    time.sleep(6)  # the line of the pause
 
 model = torch.nn.Linear(4, 2)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -346,11 +346,10 @@ def test_a_stall_that_ends_is_told_with_its_line_and_changes_nothing(tmp_path: P
         off.stdout,
         off.other_stderr,
     )
-    (finding,) = [f for f in on.summary["findings"] if f["section"] == "hangs"]
-    assert finding["kind"] == "STALL"
-    assert f"pause at train.py:{line_of('line of the pause', ALONE)}" in finding["summary"]
     (hang,) = on.summary["hangs"]
-    assert hang["ended"]
-    assert 2.5 < hang["duration_s"] < 6  # 3 s of sleep, on a busy machine
+    assert (hang["kind"], hang["ended"]) == ("STALL", True)
+    line = line_of("line of the pause", ALONE)
+    assert [place["at"] for place in hang["places"]] == [f"pause at train.py:{line}"]
+    assert 5 < hang["duration_s"] < 20  # 6 s of sleep, on a busy machine
     assert on.summary["events"]["counts"]["stall"] == 1
     assert len(runs_in(tmp_path)) == 1
