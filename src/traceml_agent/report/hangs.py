@@ -26,6 +26,9 @@ SAME_START_NS = 1e9
 """Chosen: clock ticks are 10 ms; the two clocks differ by the time a machine was suspended."""
 EPISODES_LIMIT = 50
 _SILENT = "silent since step {step} (stopped, or C code holds the interpreter lock)"
+_FELL_SILENT = (
+    "nothing after step {step} (stopped or killed before the others, or C code held the lock)"
+)
 _STOPPED = "stopped by a signal (state T) since step {step}"
 
 WAITING, ELSEWHERE, BUSY, PERSON, SILENT, ENDED, RUNNING, MISSING = (
@@ -186,10 +189,12 @@ def _others(view: RunView, stalled: set[int]) -> list[RankState]:
         if rank.spool.end is not None or rank.status in ("failed", "terminated"):
             told = f"{rank.status} after step {step}"
             states.append(RankState(rank.rank, ENDED, told))
-        elif rank.status == "killed" and some_live:
-            states.append(RankState(rank.rank, ENDED, f"killed after step {step}"))
-        elif min(late_ns, int(late_s * 1e9)) > _silence_ns(rank.spool):
+        elif min(late_ns, int(late_s * 1e9)) > _silence_ns(rank.spool) and not (
+            rank.status == "killed" and some_live
+        ):
             states.append(RankState(rank.rank, SILENT, _silence(rank)))
+        elif rank.status == "killed":
+            states.append(RankState(rank.rank, ENDED, f"killed after step {step}"))
         else:
             states.append(RankState(rank.rank, RUNNING, f"last closed step {step}, no stall told"))
     return states
@@ -217,7 +222,7 @@ def _silent_alone(view: RunView) -> RankState | None:
 def _silence(rank: RankView) -> str:
     """Why a process writes nothing; where it lives on this machine, the kernel is asked."""
     header = rank.spool.header
-    text = _SILENT
+    text = _SILENT if rank.status == "running" else _FELL_SILENT
     if rank.status == "running" and header.hostname == socket.gethostname():
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = Path(f"/proc/{header.pid}/stat").read_text().rpartition(")")[2].split()
