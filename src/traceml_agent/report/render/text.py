@@ -35,9 +35,10 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_wall_time(payload),
         *_not_measured(payload),
         *_overhead(payload),
-        *_run(payload),
     ]
-    text = "\n".join(_printable(line)[:WIDTH].rstrip() for line in lines[:MOST_LINES])
+    where = _run(payload)
+    lines = lines[: MOST_LINES - len(where)] + where
+    text = "\n".join(_printable(line)[:WIDTH].rstrip() for line in lines)
     if ascii_only:
         text = text.replace("·", "|").replace("…", "~").encode("ascii", "replace").decode()
     return text
