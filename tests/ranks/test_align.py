@@ -10,6 +10,7 @@ from traceml_agent.report import align, chance
 from traceml_agent.report.align import add_rows, middle_per_step, per_step
 from traceml_agent.report.sections.step_time import analysis_window
 from traceml_agent.report.view import load_run
+from traceml_agent.schema.records import DeviceSteps
 
 
 def aligned(run_dir):
@@ -62,6 +63,18 @@ def test_a_phase_that_one_rank_did_not_measure_is_none_for_all(tmp_path):
     assert found.rows("h2d") is None
     assert found.rows("residual") is None
     assert len(found.rows("forward")) == 2
+
+
+def test_on_the_device_clock_the_step_without_a_device_time_is_left_out(tmp_path):
+    for rank in (0, 1):
+        times = DeviceSteps(2, 9, [7 * made.MS] * 9, {"backward": [3 * made.MS] * 9})
+        made.run_of(tmp_path, made.steps(10), header=made.rank_header(rank, 2), more=[times])
+    view = load_run(tmp_path)
+    found = align.align(view.ranks, 1, 10, on_device=True)
+    assert list(found.steps) == list(range(2, 11))
+    assert set(found.step_ns[0]) == {7 * made.MS}
+    assert set(found.rows("backward")[1]) == {3 * made.MS}
+    assert set(found.rows("residual")[1]) == {4 * made.MS}
 
 
 @pytest.fixture(params=["arrays", "lists"])

@@ -1,7 +1,7 @@
 """How far this rank got in the collectives of each process group, asked for at a stall only.
 
 Two sources, both safe from another thread while the training thread hangs inside a collective
-(docs/decisions/0005-stall-evidence.md): torch's generic Flight Recorder (gloo), which holds a lock
+(docs/decisions/0006-stall-evidence.md): torch's generic Flight Recorder (gloo), which holds a lock
 of its own for the copy of its entries and nothing else; and for NCCL its sequence number, which
 c10d reads from memory. The recorder of NCCL is left alone: its dump asks CUDA about events.
 """

@@ -42,7 +42,8 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_not_measured(payload),
         *_overhead(payload),
     ]
-    lines = [*lines[: MOST_LINES - 1], *_run(payload)]
+    where = _run(payload)
+    lines = lines[: MOST_LINES - len(where)] + where
     text = "\n".join(_printable(line)[:WIDTH].rstrip() for line in lines)
     if ascii_only:
         text = text.replace("·", "|").replace("…", "~").encode("ascii", "replace").decode()
