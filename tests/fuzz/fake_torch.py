@@ -65,6 +65,7 @@ class FakeTorch(types.ModuleType):
         self.utils = types.SimpleNamespace(data=types.SimpleNamespace(dataloader=self.loaders))
         self.serialization = types.SimpleNamespace()
         self.save = _save
+        self.load = _load
         self.optimizer_module = _optimizer_module()
         self.compilations = _Compilations()
         with _in_place(self._modules(everything=True)):
@@ -162,6 +163,10 @@ def _save(body: Body) -> None:
     body()
 
 
+def _load(body: Body) -> None:
+    body()
+
+
 def _tensor_class() -> type:
     class Tensor:
         def __init__(self, device: str = "cpu", shape: tuple[int, ...] = (4,)) -> None:
@@ -190,6 +195,9 @@ def _module_class() -> type:
 
         def parameters(self) -> list[Parameter]:
             return self._parameters
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            pass
 
         def __call__(self, body: Body) -> None:
             body()

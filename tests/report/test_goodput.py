@@ -152,6 +152,11 @@ def test_a_format_of_its_own_leaves_lost_work_unknown_and_not_zero(tmp_path, evi
     assert "(lost: unknown)" in payload["text"]
 
 
+def test_a_checkpoint_that_was_copied_after_the_death_does_not_claim_all_steps(tmp_path):
+    payload = two(tmp_path, [save(2.4, 40)], [load(7.0)])
+    assert (lost(payload), second(payload)) == ([60, 0], (40, "last checkpoint"))
+
+
 def test_a_target_network_that_every_attempt_fills_is_no_resumption(tmp_path):
     fill = load(call="Module.load_state_dict")
     assert second(two(tmp_path, [fill], [fill])) == (0, "nothing was loaded")

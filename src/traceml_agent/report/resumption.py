@@ -14,6 +14,8 @@ from traceml_agent.spool.reader import Spool, last_step
 FILE_TIME_SLACK_NS = 20_000_000
 """A file may seem older than the end of its writing: file systems stamp by a clock that ticks every
 4 to 10 ms."""
+END_SLACK_NS = 2_000_000_000
+"""A killed process lived longer than its files tell: by less than two samples of 1 s."""
 LOAD_STATE_DICT = "Module.load_state_dict"
 
 
@@ -173,6 +175,8 @@ def _position_at(
         lead = next(iter(attempt.lives.values()))
         if lead.born > written_ns:
             continue
+        if written_ns > max(life.end for life in attempt.lives.values()) + END_SLACK_NS:
+            return None  # copied since, or written by something that outlived the attempt
         if where.position is None:
             return Resumption(None, "unknown")
         anchor = anchors_of([lead.spool])[machine_of(lead.spool.header)]

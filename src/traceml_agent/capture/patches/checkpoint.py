@@ -3,6 +3,7 @@
 What is restored before the first step is noted too, as evidence of where an attempt resumes.
 """
 
+import inspect
 import sys
 import time
 from _thread import get_ident
@@ -70,7 +71,7 @@ def _save(original: Any, call_name: str) -> Any:
                 detail["optimizer_step"] = optimizer_step(SESSION.torch)
             SESSION.note_event("checkpoint", elapsed, detail)
 
-    return like(save, original)
+    return _signed(like(save, original), original)
 
 
 def _load(original: Any, call_name: str, position: int, keyword: str) -> Any:
@@ -91,4 +92,10 @@ def _load(original: Any, call_name: str, position: int, keyword: str) -> Any:
             note_load(call_name, caller_of_patch(), begun, source)
         return result
 
-    return like(load, original)
+    return _signed(like(load, original), original)
+
+
+def _signed(wrapper: Any, original: Any) -> Any:
+    """Libraries look for `weights_only` or `assign` among the parameters before they pass them."""
+    wrapper.__signature__ = inspect.signature(original)
+    return wrapper
