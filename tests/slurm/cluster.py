@@ -165,7 +165,7 @@ def cluster(
         _start(started)
         yield started
     finally:
-        started.run("scancel", "-u", "root")
+        _end_jobs(started)
         _stop(directory)
 
 
@@ -213,6 +213,14 @@ def _daemon(started: Cluster, *command: str) -> None:
     # Into a file: the daemon keeps a pipe open, and nobody would see its end.
     with (started.directory / "daemons.log").open("ab") as log:
         subprocess.run(command, env=started.environ, check=True, timeout=60, stdout=log, stderr=log)
+
+
+def _end_jobs(started: Cluster) -> None:
+    """A step outlives its slurmd: it must be gone before."""
+    started.run("scancel", "-u", "root")
+    deadline = time.monotonic() + 20
+    while started.run("squeue", "-h").stdout.strip() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _stop(directory: Path) -> None:

@@ -34,7 +34,7 @@ train({STEPS})
 PRINT = """
 rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
 result = sum(p.double().sum().item() for p in model.parameters())
-os.write(1, f"{rank} {result}\n".encode())  # in one piece: several ranks write into one file
+os.write(1, f"{rank} {result}\\n".encode())  # in one piece: several ranks write into one file
 """
 ENDLESS = """
 note = os.open("ready-" + os.environ["SLURM_JOB_ID"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -25,7 +25,7 @@ class Identity:
     world_size: int
     local_world_size: int
     attempt: int
-    launcher: str  # "none", "torchrun", "slurm", "mpi", "ray", "environment"
+    launcher: str  # "none", "torchrun", "slurm", "mpi", "ray", "environment", ...
     job_id: str | None = None
 
 
