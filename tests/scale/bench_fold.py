@@ -102,8 +102,7 @@ def row(job: Job, found: Fold | None, last: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--step-ms", type=float, default=100.0,
-                        help="the agent writes every 500 ms: shorter steps, larger batches")  # fmt: skip
+    parser.add_argument("--step-ms", type=float, default=100.0)  # 500 ms of them are a batch
     parser.add_argument("--only", type=int, help="only the goal with this many ranks")
     parser.add_argument("--no-halves", action="store_true", help="leave out what shows the growth")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one fold")
