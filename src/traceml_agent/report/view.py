@@ -10,6 +10,7 @@ from pathlib import Path
 from traceml_agent.errors import NewerSchema, NoRun, NoSpools
 from traceml_agent.report.killed import why_killed
 from traceml_agent.report.series import RankSeries, series_of
+from traceml_agent.spool.compact import compact
 from traceml_agent.spool.format import ALIVE_SUFFIX, SPOOL_SUFFIX
 from traceml_agent.spool.liveness import is_held
 from traceml_agent.spool.reader import NotASpool, Spool, read_spool
@@ -70,7 +71,7 @@ def load_run(run_dir: Path, *, own_spool: Path | None = None) -> RunView:
     for path in paths:
         try:
             sizes[one_line(path.name)] = path.stat().st_size
-            spools.append(read_spool(path))
+            spools.append(compact(read_spool(path)))
             sizes[one_line(path.name)] = spools[-1].size
         except NewerSchema as error:
             newer = error
