@@ -20,7 +20,7 @@ define install
 	$(BIN)/python -m pip install -q $(1)
 endef
 
-.PHONY: demo test lint bench fuzz gpu docs clean
+.PHONY: demo test lint bench bench-fold fuzz gpu docs clean
 
 demo: $(VENV)/.demo
 	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
@@ -38,6 +38,10 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/overhead/peers.py --markdown build/overhead.md
 	for model in 0 1 2; do \
 	  TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py --model $$model || exit 1; done
+
+# A quarter of an hour: simulated jobs of up to 8,192 ranks.
+bench-fold: $(VENV)/.test
+	$(BIN)/python tests/scale/bench_fold.py
 
 # Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.
 FUZZ_EXAMPLES ?= 5000

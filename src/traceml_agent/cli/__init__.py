@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from traceml_agent.cli import config, doctor, fold, run, runs, view
+from traceml_agent.cli import config, doctor, export, fold, run, runs, view
 from traceml_agent.cli.command import Command
 from traceml_agent.errors import TracemlError
 from traceml_agent.version import __version__
@@ -16,6 +16,7 @@ COMMANDS: tuple[Command, ...] = (
     view.COMMAND,
     runs.COMMAND,
     fold.COMMAND,
+    export.COMMAND,
     run.COMMAND,
     doctor.COMMAND,
     config.COMMAND,

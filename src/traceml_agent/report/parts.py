@@ -7,6 +7,7 @@ from traceml_agent.errors import NewerSchema, NoRun, NoSpools, PartsOfSeveralRun
 from traceml_agent.report.membership import run_of
 from traceml_agent.schema.records import Header
 from traceml_agent.spool.format import SPOOL_SUFFIX
+from traceml_agent.spool.compact import compact
 from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
 
 
@@ -27,7 +28,7 @@ def readable_spools(
         try:
             size = path.stat().st_size
             sizes[one_line(path.name)] = max(size, sizes.get(one_line(path.name), 0))
-            spools.append(read_spool(path))
+            spools.append(compact(read_spool(path)))
             if spools[-1].size > size:  # it grew meanwhile
                 sizes[one_line(path.name)] = max(spools[-1].size, sizes[one_line(path.name)])
         except NewerSchema as error:

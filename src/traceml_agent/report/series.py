@@ -1,10 +1,13 @@
 """RankSeries: the steps of one rank as columns, warm-up told apart from the steady state."""
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, chain
 
 from traceml_agent.report.stats import MAD_TO_SIGMA, median, median_abs_deviation, thinned
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
-from traceml_agent.schema.records import StepSums
+from traceml_agent.schema.records import Steps, StepSums
 from traceml_agent.spool.reader import Spool
 from traceml_agent.spool.writer import sums_of
 
@@ -23,15 +26,15 @@ WARMUP_LEAST_STEPS = 5
 class RankSeries:
     """One integer a step in each column, in nanoseconds; `steps` holds the step numbers."""
 
-    steps: list[int]
-    start_ns: list[int]
-    duration_ns: list[int]
-    phase_ns: dict[str, list[int] | None]  # None: not measured
-    d2h_ns: list[int]
-    micro_batches: list[int]
-    samples: list[int] | None  # None: the batch size was never seen
-    device_duration_ns: list[int] | None  # None: not measured for every step
-    device_phase_ns: dict[str, list[int]]
+    steps: Sequence[int]
+    start_ns: Sequence[int]
+    duration_ns: Sequence[int]
+    phase_ns: dict[str, Sequence[int] | None]  # None: not measured
+    d2h_ns: Sequence[int]
+    micro_batches: Sequence[int]
+    samples: Sequence[int] | None  # None: the batch size was never seen
+    device_duration_ns: Sequence[int] | None  # None: not measured for every step
+    device_phase_ns: dict[str, Sequence[int]]
     sums: list[StepSums] = field(default_factory=list)  # steps thinned out
     warmup: int = 0  # leading steps that are cut from averages and percentiles
 
@@ -50,41 +53,31 @@ def is_measured(spool: Spool, phase: str) -> bool:
 
 
 def series_of(spool: Spool) -> RankSeries:
-    """The columns of one spool."""
-    steps: list[int] = []
-    start_ns: list[int] = []
-    duration_ns: list[int] = []
-    columns: dict[str, list[int]] = {name: [] for name in PHASES}
-    d2h_ns: list[int] = []
-    micro_batches: list[int] = []
-    samples: list[int] = []
-    samples_seen = True
+    """The columns of one spool. They may be those of its batches: nobody changes a column."""
+    batches: list[Steps] = []
     for batch in sorted(spool.batches, key=lambda b: b.first_step):
-        if steps and batch.first_step <= steps[-1]:
-            continue  # the ring repeats what the spool holds
-        steps.extend(range(batch.first_step, batch.first_step + batch.count))
-        start = batch.start_ns
-        for duration in batch.duration_ns:
-            start_ns.append(start)
-            start += duration
-        duration_ns.extend(batch.duration_ns)
-        for name, column in columns.items():
-            column.extend(batch.phase_ns.get(name) or [0] * batch.count)
-        d2h_ns.extend(batch.d2h_ns or [0] * batch.count)
-        micro_batches.extend(_spread(batch.micro_batches, batch.count))
-        if batch.samples is None:
-            samples_seen = False
-        else:
-            samples.extend(_spread(batch.samples, batch.count))
+        if not batches or batch.first_step >= batches[-1].first_step + batches[-1].count:
+            batches.append(batch)  # else the ring repeats what the spool holds
+    steps = _join([range(b.first_step, b.first_step + b.count) for b in batches])
+    duration_ns = _join([batch.duration_ns for batch in batches])
+    zeros = array("q", bytes(8 * len(steps)))
+    samples = [batch.samples for batch in batches]
     device_duration, device_phases = _device_columns(spool, steps)
     return RankSeries(
         steps=steps,
-        start_ns=start_ns,
+        start_ns=_starts(batches),
         duration_ns=duration_ns,
-        phase_ns={n: c if is_measured(spool, n) else None for n, c in columns.items()},
-        d2h_ns=d2h_ns,
-        micro_batches=micro_batches,
-        samples=samples if samples and samples_seen else None,
+        phase_ns={
+            name: _column(batches, [batch.phase_ns.get(name) for batch in batches], zeros)
+            if is_measured(spool, name)
+            else None
+            for name in PHASES
+        },
+        d2h_ns=_column(batches, [batch.d2h_ns for batch in batches], zeros),
+        micro_batches=_join([_spread(b.micro_batches, b.count) for b in batches]),
+        samples=None
+        if not samples or None in samples
+        else _join([_spread(b.samples or 0, b.count) for b in batches]),
         device_duration_ns=device_duration,
         device_phase_ns=device_phases,
         sums=spool.sums,
@@ -92,7 +85,28 @@ def series_of(spool: Spool) -> RankSeries:
     )
 
 
-def warmup_steps(duration_ns: list[int]) -> int:
+def _join(parts: Sequence[Sequence[int]]) -> Sequence[int]:
+    return parts[0] if len(parts) == 1 else array("q", chain.from_iterable(parts))
+
+
+def _column(
+    batches: list[Steps], parts: Sequence[Sequence[int] | None], zeros: Sequence[int]
+) -> Sequence[int]:
+    """The parts of the batches one after another; `zeros` where there was nothing in any."""
+    if not any(parts):
+        return zeros
+    return _join([part or [0] * b.count for part, b in zip(parts, batches, strict=True)])
+
+
+def _starts(batches: list[Steps]) -> Sequence[int]:
+    """When each step began: where the one before ended, but for the first of a batch."""
+    found = array("q")
+    for batch in batches:
+        found.extend(accumulate(batch.duration_ns[:-1], initial=batch.start_ns))
+    return found
+
+
+def warmup_steps(duration_ns: Sequence[int]) -> int:
     """How many leading steps differ so much from the rest that they are no part of it."""
     if len(duration_ns) < WARMUP_LEAST_STEPS:
         return 0
@@ -126,31 +140,43 @@ def totals(spool: Spool) -> StepSums | None:
     )
 
 
-def _spread(column: int | list[int], count: int) -> list[int]:
-    return [column] * count if isinstance(column, int) else column
+def _spread(column: int | list[int], count: int) -> Sequence[int]:
+    return array("q", (column,)) * count if isinstance(column, int) else column
 
 
 def _device_columns(
-    spool: Spool, steps: list[int]
-) -> tuple[list[int] | None, dict[str, list[int]]]:
+    spool: Spool, steps: Sequence[int]
+) -> tuple[Sequence[int] | None, dict[str, Sequence[int]]]:
     """Device times in the order of `steps`, if every step but the first has them.
 
     The first step began before the device was seen in use; it is warm-up in any case.
     """
-    durations: dict[int, int] = {}
-    phases: dict[str, dict[int, int]] = {name: {} for name in PHASES}
-    for batch in spool.device_batches:
-        for offset, duration in enumerate(batch.duration_ns):
-            if duration is None:
-                continue
-            step = batch.first_step + offset
-            durations[step] = duration
-            for name in PHASES:
-                phases[name][step] = (batch.phase_ns.get(name) or [0] * batch.count)[offset] or 0
-    missing = [step for step in steps if step not in durations]
-    if not durations or len(missing) > 2 or any(step > steps[0] + 1 for step in missing):
+    if not spool.device_batches or not steps:
         return None, {}
-    return (
-        [durations.get(step, 0) for step in steps],
-        {name: [column.get(step, 0) for step in steps] for name, column in phases.items()},
-    )
+    row_of = {step: row for row, step in enumerate(steps)}
+    zeros = array("q", bytes(8 * len(steps)))
+    durations, is_known = zeros[:], bytearray(len(steps))
+    phases = {
+        name: zeros[:] if any(name in batch.phase_ns for batch in spool.device_batches) else zeros
+        for name in PHASES
+    }
+    for batch in spool.device_batches:
+        columns = [
+            (column, batch.phase_ns.get(name))
+            for name, column in phases.items()
+            if column is not zeros
+        ]
+        for offset, duration in enumerate(batch.duration_ns):
+            row = row_of.get(batch.first_step + offset)
+            if row is None or duration is None:
+                continue
+            is_known[row] = True
+            durations[row] = duration
+            for column, values in columns:
+                column[row] = (values[offset] or 0) if values else 0
+    missing = [row for row, known in enumerate(is_known) if not known]
+    if len(missing) == len(steps) or len(missing) > 2:
+        return None, {}
+    if any(steps[row] > steps[0] + 1 for row in missing):
+        return None, {}
+    return durations, {**phases}

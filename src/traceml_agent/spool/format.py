@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -17,6 +17,7 @@ ALIVE_SUFFIX = ".alive"
 STACK_SUFFIX = ".stack"
 CLAIM_SUFFIX = ".claim"
 LAUNCH_SUFFIX = ".launch"
+_ABSENT = object()
 
 
 class BadRecord(TracemlError):
@@ -75,45 +76,65 @@ def _fields(record_type: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(record_type))
 
 
+class _Field(NamedTuple):
+    """How a field is read."""
+
+    name: str
+    types: frozenset[type]  # values of these types are taken as they are
+    convert: Callable[[Any], Any]  # for the others: the value as the hint says, or TypeError
+    is_required: bool
+    default: Callable[[], Any]
+
+
 @cache
-def _converters(record_type: type) -> dict[str, tuple[Callable[[Any], Any], bool]]:
-    """Converter of each field, and whether the field must be there."""
+def _readers(record_type: type) -> tuple[_Field, ...]:
+    """One a field, in the order of the constructor."""
     hints = get_type_hints(record_type)
-    return {
-        field.name: (
-            _converter(hints[field.name]),
-            field.default is dataclasses.MISSING
+    return tuple(
+        _Field(
+            name=field.name,
+            types=_plain_types(hints[field.name]),
+            convert=_converter(hints[field.name]),
+            is_required=field.default is dataclasses.MISSING
             and field.default_factory is dataclasses.MISSING
             and type(None) not in get_args(hints[field.name]),
+            default=_default(field),
         )
         for field in dataclasses.fields(record_type)
-    }
+    )
 
 
 def _build(record_type: type, data: dict[str, Any]) -> Any:
-    values: dict[str, Any] = {}
-    for name, (convert, required) in _converters(record_type).items():
-        if name in data:
+    values = []
+    for name, types, convert, is_required, default in _readers(record_type):
+        value = data.get(name, _ABSENT)
+        if type(value) in types:
+            values.append(value)
+        elif value is not _ABSENT:
             try:
-                values[name] = convert(data[name])
+                values.append(convert(value))
             except (TypeError, ValueError, AttributeError) as error:
                 raise BadRecord(f"{record_type.__name__}.{name}: {error}") from None
-        elif required:
+        elif is_required:
             raise BadRecord(f"{record_type.__name__} without `{name}`")
         else:
-            values.setdefault(name, None)
-    defaults = {
-        field.name: _default(field)
-        for field in dataclasses.fields(record_type)
-        if values.get(field.name) is None and field.name not in data
-    }
-    return record_type(**{**values, **defaults})
+            values.append(default())
+    return record_type(*values)
 
 
-def _default(field: Any) -> Any:
+def _default(field: Any) -> Callable[[], Any]:
+    """What makes the value of a field that is not in the line."""
     if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
+        factory: Callable[[], Any] = field.default_factory
+        return factory
+    value = None if field.default is dataclasses.MISSING else field.default
+    return lambda: value
+
+
+def _plain_types(hint: Any) -> frozenset[type]:
+    """Types whose values need no look inside."""
+    plain = {h for h in get_args(hint) or (hint,) if h in (int, str, float, bool, type(None))}
+    return frozenset(plain | ({int} if float in plain else set()))
 
 
 def _converter(hint: Any) -> Callable[[Any], Any]:

@@ -1,6 +1,7 @@
 """Section step_time: where the time of a step goes, on one clock for all ranks."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 from traceml_agent.report.diagnose.step_time import StepFigures, WaitedFor, diagnose
@@ -142,12 +143,12 @@ def _chosen(series: RankSeries, window: Window) -> range:
     return steps_within(series, window.start_step or 0, window.end_step or 0)
 
 
-def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[int] | None]:
+def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, Sequence[int] | None]:
     """Nanosecond columns over the window: the step, each phase, compute, residual."""
     series = rank.series
     chosen = _chosen(series, window)
     part = slice(chosen.start, chosen.stop)
-    source: dict[str, list[int] | None] = dict(series.phase_ns)
+    source: dict[str, Sequence[int] | None] = dict(series.phase_ns)
     duration = series.duration_ns
     if on_device and series.device_duration_ns is not None:
         duration = series.device_duration_ns
@@ -155,7 +156,7 @@ def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[
             name: None if series.phase_ns[name] is None else series.device_phase_ns[name]
             for name in PHASES
         }
-    columns: dict[str, list[int] | None] = {
+    columns: dict[str, Sequence[int] | None] = {
         name: None if column is None else column[part] for name, column in source.items()
     }
     steps = duration[part]
@@ -171,7 +172,7 @@ def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, list[
 
 
 def _metrics(
-    rank: RankView, columns: dict[str, list[int] | None], window: Window, on_device: bool
+    rank: RankView, columns: dict[str, Sequence[int] | None], window: Window, on_device: bool
 ) -> dict[str, float | int | None]:
     means: dict[str, float | None] = {name: _mean_ms(column) for name, column in columns.items()}
     step = means["step_time"] or 0.0
@@ -194,11 +195,11 @@ def _metrics(
     return metrics
 
 
-def _mean_ms(column: list[int] | None) -> float | None:
+def _mean_ms(column: Sequence[int] | None) -> float | None:
     return None if not column else sum(column) / len(column) / MS
 
 
-def _distribution(columns: dict[str, list[int] | None]) -> dict[str, dict[str, float | None]]:
+def _distribution(columns: dict[str, Sequence[int] | None]) -> dict[str, dict[str, float | None]]:
     """Percentiles of each phase over the window, of the first rank, in milliseconds."""
     found = {}
     for name in ("step_time", *PHASES, "residual"):
