@@ -119,9 +119,11 @@ def main() -> None:
         memory = f", {goal.rss_mb:.0f} MB" if goal.rss_mb else ""
         judged = "" if whole is None else f" | {verdict(goal, whole)}"
         row(job, whole, f"{goal.wall_s:.0f} s{memory}{judged}")
-        if whole is None or arguments.no_halves:
+        if whole is None:
             continue
         assert whole.worst == str(SLOW_RANK), f"rank {whole.worst} named instead of {SLOW_RANK}"
+        if arguments.no_halves:
+            continue
         for half in (replace(job, ranks=goal.ranks // 2), replace(job, steps=goal.steps // 2)):
             part = measure(half, arguments.timeout)
             if part is not None:
