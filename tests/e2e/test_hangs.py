@@ -166,7 +166,7 @@ def test_view_names_the_rank_that_sleeps_and_its_line_while_the_others_wait(
 ) -> None:
     job = start_ranks("sleep")
     job.wait_until(stalled(job, RANKS))
-    job.wait_until(lambda: len(job.records("collectives")) == RANKS)
+    job.wait_until(lambda: len(job.records("process_groups")) == RANKS)
     place = f"load_batch at train.py:{line_of('line of the sleep')}"
     assert f"rank 1: {place}" in job.view()
     summary = job.summary()
@@ -192,7 +192,7 @@ def test_view_names_the_rank_that_sleeps_and_its_line_while_the_others_wait(
 def test_a_rank_in_another_collective_is_named_by_the_flight_recorder(start_ranks: Start) -> None:
     job = start_ranks("other")
     job.wait_until(stalled(job, RANKS))
-    job.wait_until(lambda: len(job.records("collectives")) == RANKS)
+    job.wait_until(lambda: len(job.records("process_groups")) == RANKS)
     (hang,) = job.summary()["hangs"]
     assert hang["culprits"] == [1]
     assert hang["collectives"][0]["mismatch"] == (

@@ -41,6 +41,7 @@ from traceml_agent.schema.records import (
     Record,
     Steps,
 )
+from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
 from traceml_agent.spool.format import RING_SUFFIX, SPOOL_SUFFIX, STACK_SUFFIX, encode
 from traceml_agent.spool.reader import read_spool
 from traceml_agent.spool.ring import RECORD_SIZE, Ring, pack_step, read_ring, slot_offset
@@ -181,6 +182,21 @@ def every_kind() -> list[Record]:
         Event("checkpoint", FIRST_STEP_NS, MS, 3, {"call": "torch.save", "at": "train.py:3"}),
         Fault(FIRST_STEP_NS, "gpu", "NVMLError: lost", 2, "Traceback"),
         Overhead(FIRST_STEP_NS, 60, 60_000, MS, MS, 5_000),
+        Stall(
+            FIRST_STEP_NS + 900 * MS,
+            24,
+            FIRST_STEP_NS + 240 * MS,
+            60 * MS,
+            600 * MS,
+            "backward",
+            "stdin",
+            [ThreadStack("MainThread", True, '  File "t.py", line 3, in f', "S", "futex")],
+        ),
+        ProcessGroups(
+            FIRST_STEP_NS + 901 * MS,
+            24,
+            [ProcessGroup("0", "all", "gloo", [0, 1], 7, [Operation(7, "reduce", "4", False)])],
+        ),
     ]
 
 

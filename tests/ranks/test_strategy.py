@@ -38,7 +38,7 @@ for model in (
     FullyShardedDataParallel(net(), device_id=torch.device("cpu")),
     Holder(None),
 ):
-    print(strategy_of_model(torch, model))
+    print(strategy_of_model(model))
 dist.destroy_process_group()
 """
 

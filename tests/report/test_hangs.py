@@ -9,7 +9,7 @@ from tests.report import synthetic_run as made
 from traceml_agent.report.fold import fold
 from traceml_agent.report.places import intervals, place_of
 from traceml_agent.schema.records import Event, Patches
-from traceml_agent.schema.stalls import Collectives, Operation, ProcessGroup, Stall, ThreadStack
+from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
 
 MS = made.MS
 SECOND = 1000 * MS
@@ -69,7 +69,7 @@ def test_the_rank_that_never_entered_a_collective_is_named_by_its_number(tmp_pat
     for rank in range(4):
         operations = [done] if rank == 1 else [done, inside]
         groups = [group(operations[-1].sequence, *operations)]
-        write_rank(tmp_path, rank, stall(REDUCING), Collectives(LAST_NS, 20, groups))
+        write_rank(tmp_path, rank, stall(REDUCING), ProcessGroups(LAST_NS, 20, groups))
     _, hang, primary = hung(tmp_path)
     assert hang["culprits"] == [1]
     assert hang["collectives"][0]["missing"] == [1]
@@ -85,7 +85,7 @@ def test_another_call_under_the_same_number_is_a_mismatch(tmp_path, name, sizes,
     for rank in range(4):
         last = (name, sizes) if rank == 3 else ("all_reduce", "4")
         groups = [group(31, Operation(31, *last, False))]
-        write_rank(tmp_path, rank, stall(REDUCING), Collectives(LAST_NS, 20, groups))
+        write_rank(tmp_path, rank, stall(REDUCING), ProcessGroups(LAST_NS, 20, groups))
     _, hang, _ = hung(tmp_path)
     assert hang["culprits"] == ([3] if differs else [])
     assert ("different calls" in hang["cause"]) == differs
@@ -95,7 +95,7 @@ def test_another_call_under_the_same_number_is_a_mismatch(tmp_path, name, sizes,
 def test_sizes_of_a_gather_may_differ(tmp_path):
     for rank in range(4):
         groups = [group(31, Operation(31, "all_gather", str(rank), False))]
-        write_rank(tmp_path, rank, stall(REDUCING), Collectives(LAST_NS, 20, groups))
+        write_rank(tmp_path, rank, stall(REDUCING), ProcessGroups(LAST_NS, 20, groups))
     assert hung(tmp_path)[1]["collectives"][0]["mismatch"] is None
 
 
@@ -103,7 +103,7 @@ def test_ranks_of_different_groups_are_not_compared(tmp_path):
     for rank in range(4):
         ranks = (0, 1) if rank < 2 else (2, 3)
         groups = [group(10 if rank < 2 else 99, ranks=ranks)]
-        write_rank(tmp_path, rank, stall(REDUCING), Collectives(LAST_NS, 20, groups))
+        write_rank(tmp_path, rank, stall(REDUCING), ProcessGroups(LAST_NS, 20, groups))
     assert hung(tmp_path)[1]["collectives"] == []
 
 

@@ -41,6 +41,10 @@ def test_device_memory_inside_a_sample_survives(tmp_path):
         b'"phase_ns":{},"micro_batches":1,"updates":1}',
         b'{"kind":"steps","first_step":1,"count":1,"start_ns":0,"duration_ns":["x"],'
         b'"phase_ns":{},"micro_batches":1,"updates":1}',
+        b'{"kind":"steps","first_step":1,"count":1,"start_ns":0,"duration_ns":1,'
+        b'"phase_ns":{},"micro_batches":1,"updates":1}',
+        b'{"kind":"steps","first_step":1,"count":1,"start_ns":0,"duration_ns":[1],'
+        b'"phase_ns":1,"micro_batches":1,"updates":1}',
         b'{"kind":"process","monotonic_ns":1.5,"step":0}',
     ],
 )

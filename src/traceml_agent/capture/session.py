@@ -152,7 +152,7 @@ class Session:
         from traceml_agent.capture.strategy import strategy_of_model
 
         with guard("strategy"):
-            found = strategy_of_model(self.torch, root)
+            found = strategy_of_model(root)
             if found is not None and found not in self.strategies:
                 from traceml_agent.schema.records import STRATEGY_EVENT, Event
 

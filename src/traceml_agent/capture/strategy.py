@@ -7,18 +7,18 @@ MODULES_LOOKED_AT = 2000
 """Chosen: under 2 ms, once for each type of root; wrappers lie near the root."""
 
 
-def strategy_of_model(torch: Any, root: Any) -> str | None:
+def strategy_of_model(root: Any) -> str | None:
     """The wrapper of torch's that is found first, from the root down.
 
     Reads `_modules` alone: no method of the model is called. What was never imported is not there.
     """
-    ddp = torch.nn.parallel.DistributedDataParallel
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    sharded = (
+    parallel, fsdp = map(sys.modules.get, ("torch.nn.parallel", "torch.distributed.fsdp"))
+    wrappers = (
+        ("ddp", getattr(parallel, "DistributedDataParallel", None)),
         ("fsdp", getattr(fsdp, "FullyShardedDataParallel", None)),
         ("fsdp2", getattr(fsdp, "FSDPModule", None)),
     )
-    known = [("ddp", ddp), *((name, kind) for name, kind in sharded if kind is not None)]
+    known = [(name, kind) for name, kind in wrappers if kind is not None]
     level = [root]
     left = MODULES_LOOKED_AT
     while level and left > 0:

@@ -12,9 +12,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import orjson
 
 from traceml_agent.errors import NoSpools
+from traceml_agent.report.parts import one_line
 from traceml_agent.report.series import is_measured
 from traceml_agent.report.stats import differences, sum_columns
-from traceml_agent.report.view import one_line
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     DeviceMemory,

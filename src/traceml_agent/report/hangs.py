@@ -139,7 +139,8 @@ def _state(rank: RankView, stall: Stall, until_ns: int) -> RankState:
     training = next((thread for thread in stall.threads if thread.training), None)
     place = place_of(training.stack) if training is not None else None
     groups = next(
-        (found.groups for found in reversed(rank.spool.collectives) if found.step == stall.step), []
+        (found.groups for found in reversed(rank.spool.process_groups) if found.step == stall.step),
+        [],
     )
     if stall.input_from is not None:
         state = PERSON

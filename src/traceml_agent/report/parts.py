@@ -6,8 +6,8 @@ from pathlib import Path
 from traceml_agent.errors import NewerSchema, NoRun, NoSpools, PartsOfSeveralRuns
 from traceml_agent.report.membership import run_of
 from traceml_agent.schema.records import Header
-from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.compact import compact
+from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
 
 

@@ -9,7 +9,7 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from traceml_agent.schema.stalls import Collectives, Stall
+from traceml_agent.schema.stalls import ProcessGroups, Stall
 
 SPOOL_SCHEMA = "traceml-spool/1"
 """Schema of a spool. The number rises when an older reader would misread a newer file."""
@@ -282,7 +282,7 @@ Record = (
     | GpuSample
     | Event
     | Stall
-    | Collectives
+    | ProcessGroups
     | Fault
     | Overhead
     | End
@@ -302,7 +302,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         GpuSample,
         Event,
         Stall,
-        Collectives,
+        ProcessGroups,
         Fault,
         Overhead,
         End,

@@ -58,10 +58,10 @@ class ProcessGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Collectives:
+class ProcessGroups:
     """The process groups at a stall; written after the `stall` it belongs to."""
 
-    kind: ClassVar[str] = "collectives"
+    kind: ClassVar[str] = "process_groups"
     monotonic_ns: int
     step: int
     groups: list[ProcessGroup]

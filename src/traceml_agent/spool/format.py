@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -133,7 +134,9 @@ def _default(field: Any) -> Callable[[], Any]:
 
 def _plain_types(hint: Any) -> frozenset[type]:
     """Types whose values need no look inside."""
-    plain = {h for h in get_args(hint) or (hint,) if h in (int, str, float, bool, type(None))}
+    # Not the arguments of list[int]: a number is no column.
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    plain = {h for h in alternatives if h in (int, str, float, bool, type(None))}
     return frozenset(plain | ({int} if float in plain else set()))
 
 

@@ -25,7 +25,7 @@ from traceml_agent.schema.records import (
     Steps,
     StepSums,
 )
-from traceml_agent.schema.stalls import Collectives, Stall
+from traceml_agent.schema.stalls import ProcessGroups, Stall
 from traceml_agent.spool.format import RING_SUFFIX, STACK_SUFFIX, BadRecord, decode
 from traceml_agent.spool.plausible import StepNumbers, check
 from traceml_agent.spool.ring import Row, read_ending, read_ring
@@ -54,7 +54,7 @@ class Spool:
     gpu_samples: list[GpuSample] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     stalls: list[Stall] = field(default_factory=list)
-    collectives: list[Collectives] = field(default_factory=list)
+    process_groups: list[ProcessGroups] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
@@ -155,8 +155,8 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.events.append(record)
     elif isinstance(record, Stall):
         spool.stalls.append(record)
-    elif isinstance(record, Collectives):
-        spool.collectives.append(record)
+    elif isinstance(record, ProcessGroups):
+        spool.process_groups.append(record)
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

@@ -136,16 +136,16 @@ class StallWatch:
         self._recorder.write([stall])
         # After the stacks are safe, and never while the training thread may be inside c10d.
         if awaited is None and quiet >= limit:
-            guarded("process groups", self._write_collectives)
+            guarded("process groups", self._write_process_groups)
         return awaited
 
-    def _write_collectives(self) -> None:
-        from traceml_agent.capture.samplers.collectives import process_groups
-        from traceml_agent.schema.stalls import Collectives
+    def _write_process_groups(self) -> None:
+        from traceml_agent.capture.samplers.process_groups import process_groups
+        from traceml_agent.schema.stalls import ProcessGroups
 
         groups = process_groups()
         if groups:
-            self._recorder.write([Collectives(time.perf_counter_ns(), self._step, groups)])
+            self._recorder.write([ProcessGroups(time.perf_counter_ns(), self._step, groups)])
 
     def _end_stall(self, now: int) -> None:
         """A step was closed after all: it was a stall, and no hang."""
