@@ -91,13 +91,13 @@ LAUNCHES = {
     ),
     "viztracer": Launch(
         "viztracer",
-        "viztracer --quiet --tracer_entries 30000 -- training.py",
+        "viztracer --quiet --tracer_entries 200000 -- training.py",
         viztracer_has_the_calls,
         exit_code=3,
     ),
     "python -m viztracer": Launch(
         "viztracer",
-        "python -m viztracer --quiet --tracer_entries 30000 training.py",
+        "python -m viztracer --quiet --tracer_entries 200000 training.py",
         viztracer_has_the_calls,
         exit_code=0,
     ),
