@@ -60,8 +60,8 @@ def test_durations_are_right_when_the_wall_clock_jumps(tmp_path, edge):
 @pytest.mark.slow
 def test_the_later_of_two_processes_counts_though_the_clock_went_back(tmp_path, edge):
     rank = {
-        "TORCHELASTIC_RUN_ID": "again", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0",
-        "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", **environ_of(tmp_path, "clock"),
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+        **environ_of(tmp_path, "clock"),
     }  # fmt: skip
     jobs = [
         Job("first", "train(30)", environ=rank),
@@ -71,7 +71,7 @@ def test_the_later_of_two_processes_counts_though_the_clock_went_back(tmp_path, 
             environ=rank,
         ),
     ]
-    let_die(tmp_path, jobs, width=1, LD_PRELOAD=edge)
+    let_die(tmp_path, jobs, width=1, LD_PRELOAD=edge, TRACEML_RUN_ID="again")
     (run_dir,) = runs_in(tmp_path)
     assert len(list(run_dir.glob("*.jsonl"))) == 2
     summary = summary_payload(run_dir)
@@ -99,30 +99,30 @@ def test_a_clock_that_jumps_between_the_end_and_the_reading_changes_nothing(tmp_
 
 
 def test_records_written_after_a_fold_count_though_their_time_stamps_are_older(tmp_path):
-    ranks = {"TORCHELASTIC_RUN_ID": "grown", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     jobs = [
         Job(f"{rank}", "train(30)", environ=ranks | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (1, 0)
     ]
-    let_die(tmp_path, jobs[:1])
+    let_die(tmp_path, jobs[:1], TRACEML_RUN_ID="grown")
     (run_dir,) = runs_in(tmp_path)
-    assert summary_payload(run_dir)["traceml_agent"]["missing_ranks"] == [0]
+    assert len(summary_payload(run_dir)["traceml_agent"]["spools"]) == 1
     before = (run_dir / "final_summary.json").read_bytes()
-    let_die(tmp_path, jobs[1:])
+    let_die(tmp_path, jobs[1:], TRACEML_RUN_ID="grown")
     # The clock went back by years before the second rank wrote, and it did not come to fold.
     for spool in run_dir.glob("*.jsonl"):
         os.utime(spool, (1, 1))
     (run_dir / "final_summary.json").write_bytes(before)
-    assert summary_payload(run_dir)["traceml_agent"]["missing_ranks"] == []
+    assert len(summary_payload(run_dir)["traceml_agent"]["spools"]) == 2
 
 
 def test_a_summary_with_a_rank_that_still_ran_is_folded_again(tmp_path):
     """The run as a whole is called after the rank that failed; the other one may still die."""
-    ranks = {"TORCHELASTIC_RUN_ID": "two", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     see = (
         "import subprocess\nsubprocess.run([sys.executable, '-m', 'traceml_agent', 'view', {!r}])\n"
     )
-    view_now = see.format(str(tmp_path / "runs" / "elastic-two"))
+    view_now = see.format(str(tmp_path / "runs" / "two"))
     wait = "while not os.path.exists('../0/leaving'):\n    time.sleep(0.01)\n"
     jobs = [
         Job("0", "train(30)\nleaving()\nsys.exit(3)", environ=ranks | {"RANK": "0"}),
@@ -133,7 +133,8 @@ def test_a_summary_with_a_rank_that_still_ran_is_folded_again(tmp_path):
             environ=ranks | {"RANK": "1", "LOCAL_RANK": "1"},
         ),
     ]  # fmt: skip
-    deaths = let_die(tmp_path, jobs, TRACEML_FLUSH_INTERVAL_S="60", TRACEML_SAMPLE_INTERVAL_S="60")
+    slow = {"TRACEML_FLUSH_INTERVAL_S": "60", "TRACEML_SAMPLE_INTERVAL_S": "60"}
+    deaths = let_die(tmp_path, jobs, TRACEML_RUN_ID="two", **slow)
     assert [deaths["0"].returncode, deaths["1"].returncode] == [3, -9]
-    exits = summary_payload(tmp_path / "runs" / "elastic-two")["run_context"]["exit"]
+    exits = summary_payload(tmp_path / "runs" / "two")["run_context"]["exit"]
     assert {rank: how["status"] for rank, how in exits.items()} == {"0": "failed", "1": "killed"}
