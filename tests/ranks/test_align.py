@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from tests.report import synthetic_run as made
-from traceml_agent.report import align, chance
+from traceml_agent.report import align, chance, stats
 from traceml_agent.report.align import add_rows, middle_per_step, per_step
+from traceml_agent.report.chance import chance_of
 from traceml_agent.report.sections.step_time import analysis_window
 from traceml_agent.report.view import load_run
 from traceml_agent.schema.records import DeviceSteps
@@ -77,27 +78,20 @@ def test_on_the_device_clock_the_step_without_a_device_time_is_left_out(tmp_path
     assert set(found.rows("residual")[1]) == {4 * made.MS}
 
 
-@pytest.fixture(params=["arrays", "lists"])
-def numpy_or_not(request, monkeypatch):
-    """Both ways to compute: numpy from the first value on, and no numpy at all."""
-    if request.param == "lists":
-        monkeypatch.setitem(sys.modules, "numpy", None)
-    else:
-        pytest.importorskip("numpy")
-    monkeypatch.setattr(align, "NUMPY_FROM", 1)
+def test_arrays_and_lists_give_the_same(monkeypatch):
+    pytest.importorskip("numpy")
+    monkeypatch.setattr(stats, "NUMPY_FROM", 1)
     monkeypatch.setattr(chance, "NUMPY_FROM_RANKS", 2)
-    return request.param
-
-
-EXPECTED: dict[str, object] = {}
-
-
-def test_arrays_and_lists_give_the_same(numpy_or_not):
     numbers = random.Random(4)
     rows = [[numbers.randrange(1000) for _ in range(100)] for _ in range(5)]
-    extremes = per_step(rows)
+
+    def results():
+        return per_step(rows), middle_per_step(rows), add_rows([rows, rows]), chance_of(rows)
+
+    by_arrays = results()
+    monkeypatch.setitem(sys.modules, "numpy", None)  # not installed
+    assert results() == by_arrays
+    extremes = by_arrays[0]
     assert extremes.lowest == [min(values) for values in zip(*rows, strict=True)]
     assert [rows[at][i] for i, at in enumerate(extremes.highest_at)] == extremes.highest
-    assert middle_per_step(rows) == [sorted(values)[2] for values in zip(*rows, strict=True)]
-    found = (extremes, middle_per_step(rows), add_rows([rows, rows]), chance.chance_of(rows))
-    assert EXPECTED.setdefault("found", found) == found
+    assert by_arrays[1] == [sorted(values)[2] for values in zip(*rows, strict=True)]

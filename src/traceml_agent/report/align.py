@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from traceml_agent.report.series import RankSeries
-from traceml_agent.report.stats import NUMPY_FROM, differences, sum_columns
+from traceml_agent.report.stats import differences, numpy_for, sum_columns
 from traceml_agent.report.view import RankView
 from traceml_agent.schema.phases import PHASES
 
@@ -106,16 +106,11 @@ def add_rows(parts: list[Rows]) -> Rows:
 
 def per_step(rows: Rows) -> PerStep:
     """The extremes over the ranks in each step."""
-    if len(rows) * len(rows[0]) >= NUMPY_FROM:
-        try:
-            import numpy
-        except ImportError:
-            pass
-        else:
-            grid = numpy.asarray(rows, dtype=numpy.int64)
-            extremes = (grid.min(axis=0), grid.max(axis=0), grid.argmax(axis=0))
-            lowest, highest, highest_at = (column.tolist() for column in extremes)
-            return PerStep(lowest, highest, highest_at)
+    numpy = numpy_for(len(rows) * len(rows[0]))
+    if numpy is not None:
+        grid = numpy.asarray(rows, dtype=numpy.int64)
+        extremes = (grid.min(axis=0), grid.max(axis=0), grid.argmax(axis=0))
+        return PerStep(*(column.tolist() for column in extremes))
     by_step = list(zip(*rows, strict=True))
     highest = [max(values) for values in by_step]
     found = [values.index(top) for values, top in zip(by_step, highest, strict=True)]
@@ -125,16 +120,12 @@ def per_step(rows: Rows) -> PerStep:
 def middle_per_step(rows: Rows) -> list[int]:
     """The lower median over the ranks in each step."""
     at = (len(rows) - 1) // 2
-    if len(rows) * len(rows[0]) >= NUMPY_FROM:
-        try:
-            import numpy
-        except ImportError:
-            pass
-        else:
-            grid = numpy.asarray(rows, dtype=numpy.int64)
-            middle: list[int] = numpy.partition(grid, at, axis=0)[at].tolist()
-            return middle
-    return [sorted(values)[at] for values in zip(*rows, strict=True)]
+    numpy = numpy_for(len(rows) * len(rows[0]))
+    if numpy is None:
+        return [sorted(values)[at] for values in zip(*rows, strict=True)]
+    grid = numpy.asarray(rows, dtype=numpy.int64)
+    middle: list[int] = numpy.partition(grid, at, axis=0)[at].tolist()
+    return middle
 
 
 def _common_steps(of_ranks: list[Sequence[int]], first: int, last: int) -> list[int]:

@@ -9,6 +9,8 @@ long pauses, as long as it does not stay with a rank for longer than a stretch.
 from collections.abc import Callable, Sequence
 from random import Random
 
+from traceml_agent.report.stats import numpy_for
+
 BLOCK_STEPS = 20
 """Steps of a stretch at most. Source: the block length of the bootstrap in use for what-ifs."""
 BLOCKS_LEAST = 16
@@ -63,20 +65,16 @@ def lowest_gap(totals: Sequence[int]) -> int:
 def _totals(twice: list[list[int]]) -> Callable[[list[int]], Sequence[int]]:
     """A function from the turn of each stretch to the total of each rank."""
     ranks = len(twice[0]) // 2
-    if ranks >= NUMPY_FROM_RANKS:
-        try:
-            import numpy
-        except ImportError:
-            pass
-        else:
-            grid, at = numpy.asarray(twice, dtype=numpy.int64), numpy.arange(ranks)
+    numpy = numpy_for(ranks, NUMPY_FROM_RANKS)
+    if numpy is not None:
+        grid, at = numpy.asarray(twice, dtype=numpy.int64), numpy.arange(ranks)
 
-            def of_arrays(shifts: list[int]) -> Sequence[int]:
-                where = numpy.asarray(shifts)[:, None] + at
-                summed: list[int] = numpy.take_along_axis(grid, where, axis=1).sum(axis=0).tolist()
-                return summed
+        def of_arrays(shifts: list[int]) -> Sequence[int]:
+            where = numpy.asarray(shifts)[:, None] + at
+            summed: list[int] = numpy.take_along_axis(grid, where, axis=1).sum(axis=0).tolist()
+            return summed
 
-            return of_arrays
+        return of_arrays
 
     def of_lists(shifts: list[int]) -> Sequence[int]:
         slices = (row[shift : shift + ranks] for row, shift in zip(twice, shifts, strict=True))

@@ -5,10 +5,22 @@ used only where a column is long enough to pay for that.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 NUMPY_FROM = 50_000
 """Sorting 50,000 integers takes Python about as long as importing numpy."""
 MAD_TO_SIGMA = 1.4826
+
+
+def numpy_for(count: int, least: int | None = None) -> Any:
+    """numpy, where it is installed and `least` values (NUMPY_FROM) are there to pay for it."""
+    if count < (NUMPY_FROM if least is None else least):
+        return None
+    try:
+        import numpy
+    except ImportError:
+        return None
+    return numpy
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -18,41 +30,30 @@ def mean(values: Sequence[float]) -> float | None:
 
 def sorted_column(values: Sequence[int]) -> Sequence[int]:
     """The values in ascending order."""
-    if len(values) >= NUMPY_FROM:
-        try:
-            import numpy
-        except ImportError:
-            return sorted(values)
-        column: Sequence[int] = numpy.sort(numpy.asarray(values, dtype=numpy.int64)).tolist()
-        return column
-    return sorted(values)
+    numpy = numpy_for(len(values))
+    if numpy is None:
+        return sorted(values)
+    column: Sequence[int] = numpy.sort(numpy.asarray(values, dtype=numpy.int64)).tolist()
+    return column
 
 
 def sum_columns(columns: Sequence[Sequence[int]]) -> list[int]:
     """The sum of columns of one length, row by row."""
-    if columns and len(columns[0]) >= NUMPY_FROM:
-        try:
-            import numpy
-        except ImportError:
-            pass
-        else:
-            total: list[int] = sum(numpy.asarray(c, dtype=numpy.int64) for c in columns).tolist()
-            return total
-    return [sum(row) for row in zip(*columns, strict=True)]
+    numpy = numpy_for(len(columns[0]) if columns else 0)
+    if numpy is None:
+        return [sum(row) for row in zip(*columns, strict=True)]
+    total: list[int] = sum(numpy.asarray(c, dtype=numpy.int64) for c in columns).tolist()
+    return total
 
 
 def differences(columns: Sequence[int], others: Sequence[int]) -> list[int]:
     """The first less the second, row by row, never below 0."""
-    if len(columns) >= NUMPY_FROM:
-        try:
-            import numpy
-        except ImportError:
-            pass
-        else:
-            left = numpy.asarray(columns, dtype=numpy.int64) - numpy.asarray(others)
-            found: list[int] = numpy.maximum(left, 0).tolist()
-            return found
-    return [max(0, a - b) for a, b in zip(columns, others, strict=True)]
+    numpy = numpy_for(len(columns))
+    if numpy is None:
+        return [max(0, a - b) for a, b in zip(columns, others, strict=True)]
+    left = numpy.asarray(columns, dtype=numpy.int64) - numpy.asarray(others)
+    found: list[int] = numpy.maximum(left, 0).tolist()
+    return found
 
 
 def thinned(values: Sequence[int], most: int = 10_000) -> Sequence[int]:
