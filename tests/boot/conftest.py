@@ -161,6 +161,23 @@ def any_venv(
     yield made
 
 
+def lay_over(image: Venv, wheel: Path, root: Path) -> None:
+    """Runs `agent/kubernetes/install.sh` for the Python of an image without the agent."""
+    # The image's `python -m pip`: this one, without the dependencies that need an index.
+    python = root.with_name("python-with-pip")
+    python.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -m ]; then shift 3; '
+        f'exec {sys.executable} -m pip install --no-deps -q "$@"; fi\n'
+        f'exec {image.python} "$@"\n'
+    )
+    python.chmod(0o755)
+    run(
+        ["sh", str(REPOSITORY / "agent" / "kubernetes" / "install.sh"), str(root)],
+        {**os.environ, "PYTHON": str(python), "TRACEML_PACKAGE": str(wheel)},
+    )
+
+
 def modules_of_agent(listing: str) -> list[str]:
     """The names in a printed list that belong to the agent or to a dependency of it."""
     pattern = re.compile(r"_?traceml.*|wrapt.*|psutil.*|orjson.*|platformdirs.*|pynvml.*")

@@ -1,12 +1,10 @@
 """The ready files for clusters do what their first lines say."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.boot.conftest import REPOSITORY, Venv, run
+from tests.boot.conftest import REPOSITORY, Venv, lay_over
 
 AGENT = REPOSITORY / "agent"
 
@@ -16,19 +14,7 @@ def test_the_kubernetes_files_lay_the_agent_over_an_image_without_it(
 ) -> None:
     image = make_venv()
     volume = tmp_path / "traceml"
-    # The image's `python -m pip`: this one, without the dependencies that need an index.
-    python = tmp_path / "python-with-pip"
-    python.write_text(
-        "#!/bin/sh\n"
-        'if [ "$1" = -m ]; then shift 3; '
-        f'exec {sys.executable} -m pip install --no-deps -q "$@"; fi\n'
-        f'exec {image.python} "$@"\n'
-    )
-    python.chmod(0o755)
-    run(
-        ["sh", str(AGENT / "kubernetes" / "install.sh"), str(volume)],
-        {**os.environ, "PYTHON": str(python), "TRACEML_PACKAGE": str(wheel)},
-    )
+    lay_over(image, wheel, volume)
     done = image.run(
         "-c",
         "import sys; print('traceml_agent.startup' in sys.modules)",

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from traceml_agent.capture.joining import Claim, Place, join
-from traceml_agent.capture.launch import boot_id, launch_of, pid_namespace, start_ticks
+from traceml_agent.capture.launch import launch_of, pid_namespace, start_ticks
 from traceml_agent.run_key import Launch, RunKey, Sharing, resolve_run_key
+from traceml_agent.spool.liveness import boot_id
 from traceml_agent.spool.rundir import make_run_dir
 
 LAUNCH = Launch("0a0a0a0a", "parent-7-0a0a0a0a", "20260101-000000-8", False, "host1")

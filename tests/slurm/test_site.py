@@ -4,17 +4,16 @@ import os
 import pwd
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.boot.conftest import Venv, make_venv, wheel  # noqa: F401  # fixtures
+from tests.boot.conftest import Venv, lay_over, make_venv, wheel  # noqa: F401  # fixtures
 from tests.slurm import trainings
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import REPOSITORY, SLURM_FILES
+from tests.slurm.conftest import SLURM_FILES
 from tests.slurm.trainings import runs_of
 
 SHOW = "import os; print([os.environ.get(n) for n in ('TRACEML_ENABLE', 'TRACEML_DIR')])"
@@ -106,20 +105,7 @@ def test_the_module_file_lays_the_agent_over_a_python_without_it(
         reason = "environment-modules is not installed"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     image, root = make_venv(), tmp_path / "site"
-    python = tmp_path / "python-with-pip"
-    python.write_text(
-        "#!/bin/sh\n"
-        'if [ "$1" = -m ]; then shift 3; '
-        f'exec {sys.executable} -m pip install --no-deps -q "$@"; fi\n'
-        f'exec {image.python} "$@"\n'
-    )
-    python.chmod(0o755)
-    subprocess.run(
-        ["sh", str(REPOSITORY / "agent" / "kubernetes" / "install.sh"), str(root)],
-        env={**os.environ, "PYTHON": str(python), "TRACEML_PACKAGE": str(wheel)},
-        check=True,
-        timeout=120,
-    )
+    lay_over(image, wheel, root)
     (tmp_path / "traceml").write_text((SLURM_FILES / "modulefile").read_text())
     show = f"{image.python} -c 'import sys; print(\"traceml_agent.startup\" in sys.modules)'"
     load = f'eval "$({command} sh load traceml)"'

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import orjson
 
-from traceml_agent.capture.launch import start_ticks
+from traceml_agent.capture.launch import pid_namespace, start_ticks
 from traceml_agent.capture.turn import SILENT_S, lives
 from traceml_agent.errors import UnsafeDirectory
 from traceml_agent.identity import Restarts
 from traceml_agent.run_key import RunKey, Sharing
 from traceml_agent.spool.format import CLAIM_SUFFIX, LAUNCH_SUFFIX, SPOOL_SUFFIX
+from traceml_agent.spool.liveness import boot_id
 
 DIRECTORIES_LIMIT = 10_000
 """Runs of one key. Chosen: a batch script that trains every ten seconds for a day."""
@@ -189,9 +190,7 @@ def _sibling_lives(run_dir: Path, key: RunKey, own: Claim) -> bool:
 
 def _is_alive(run_dir: Path, claim: Claim) -> bool:
     """Whether that process lives: by the kernel on this machine, elsewhere by its spool."""
-    from traceml_agent.capture import launch
-
-    here = (launch.boot_id(), launch.pid_namespace())
+    here = (boot_id(), pid_namespace())
     if claim.boot_id is not None and here == (claim.boot_id, claim.pid_namespace):
         return claim.start_ticks is not None and start_ticks(claim.pid) == claim.start_ticks
     spools = list(run_dir.glob(f"rank{claim.rank:05d}-*-{claim.pid}*{SPOOL_SUFFIX}"))

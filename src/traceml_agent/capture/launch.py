@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from traceml_agent.run_key import Launch, torchelastic_agent
+from traceml_agent.spool.liveness import boot_id
 
 
 def launch_of(environ: Mapping[str, str], parent_pid: int) -> Launch:
@@ -33,14 +34,6 @@ def start_ticks(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, IndexError, ValueError):
-        return None
-
-
-def boot_id() -> str | None:
-    """The name of this boot of this machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
         return None
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from traceml_agent.capture.device import process_group
 from traceml_agent.capture.joining import Claim, Place, join
-from traceml_agent.capture.launch import boot_id, launch_of, pid_namespace, start_ticks
+from traceml_agent.capture.launch import launch_of, pid_namespace, start_ticks
 from traceml_agent.capture.other_agents import other_agents
 from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.say import say
@@ -25,7 +25,7 @@ from traceml_agent.identity import resolve_identity, restarts
 from traceml_agent.run_key import resolve_run_key
 from traceml_agent.schema.records import SPOOL_SCHEMA, Header, Identity
 from traceml_agent.spool.format import ALIVE_SUFFIX, RING_SUFFIX, STACK_SUFFIX, spool_path
-from traceml_agent.spool.liveness import hold
+from traceml_agent.spool.liveness import boot_id, hold
 from traceml_agent.spool.ring import Ring
 from traceml_agent.spool.rundir import fallback_runs_dir, is_local, make_run_dir
 from traceml_agent.spool.writer import SpoolWriter

@@ -14,7 +14,7 @@ from traceml_agent.report.membership import Attempt, Members, members_of
 from traceml_agent.report.parts import one_line, readable_spools
 from traceml_agent.report.series import RankSeries, series_of
 from traceml_agent.spool.format import ALIVE_SUFFIX
-from traceml_agent.spool.liveness import is_held
+from traceml_agent.spool.liveness import boot_id, is_held
 from traceml_agent.spool.reader import Spool
 
 SILENT_S = 60.0
@@ -144,7 +144,7 @@ def _how_it_ended(
 def is_alive(spool: Spool) -> bool:
     """Whether the writer of a spool still runs: by its lock here, by its last write elsewhere."""
     header = spool.header
-    if header.hostname == socket.gethostname() and header.boot_id in (None, _boot_id()):
+    if header.hostname == socket.gethostname() and header.boot_id in (None, boot_id()):
         held = is_held(spool.path.with_suffix(ALIVE_SUFFIX))
         if held is not None:
             return held
@@ -154,10 +154,3 @@ def is_alive(spool: Spool) -> bool:
         return time.time() - os.stat(spool.path).st_mtime < SILENT_S
     except OSError:
         return False
-
-
-def _boot_id() -> str | None:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None

@@ -60,3 +60,11 @@ def is_held(path: Path) -> bool | None:
         return True if error.errno in (errno.EACCES, errno.EAGAIN) else None
     finally:
         os.close(fd)
+
+
+def boot_id() -> str | None:
+    """The name of this boot of this machine; process ids and locks of another one say nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
