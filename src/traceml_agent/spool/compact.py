@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 from traceml_agent.schema.records import DeviceSteps, Steps
 from traceml_agent.spool.reader import Spool
 
+ARRAY_FROM = 64
+"""Steps of a batch on its own that is turned into arrays too. Chosen: below, it saves nothing."""
 Batch = TypeVar("Batch", Steps, DeviceSteps)
 
 
@@ -56,7 +58,7 @@ def _next_in_number(before: DeviceSteps, after: DeviceSteps) -> bool:
 
 def _joined(parts: list[Steps]) -> Steps:
     first = parts[0]
-    if len(parts) == 1:
+    if len(parts) == 1 and first.count < ARRAY_FROM:
         return first
     names = {name: None for part in parts for name in part.phase_ns}
     return Steps(
