@@ -244,7 +244,7 @@ def every_kind() -> list[Record]:
                 ],
             },
         ),
-        Sketch(5, {"step_time": {"810": 5}, "eval": {"0": 4, "700": 1}}),
+        Sketch(5, {"810": 4, "700": 1}),
         Covered(400, 3, 5, {"2": "not JSON"}),
     ]
 

@@ -22,15 +22,15 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """How the times of the steps are spread whose single values the digest has no longer.
+    """How the durations of the steps are spread whose single values the digest has no longer.
 
-    `buckets[column][i]` counts values in (r^(i-1), r^i] nanoseconds with r = 1.02, so that a
-    quantile is known to 1 %; bucket "0" holds the zeros. Several sketches add up.
+    `buckets[i]` counts durations in (r^(i-1), r^i] nanoseconds with r = 1.02, so that a quantile
+    is known to 1 %. Several sketches add up.
     """
 
     kind: ClassVar[str] = "sketch"
     steps: int
-    buckets: dict[str, dict[str, int]]
+    buckets: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,10 @@ def _counts(values: Sequence[int | list[int]], parts: Sequence[Steps]) -> int | 
 
 
 def _column(parts: Iterable[Sequence[int]]) -> list[int]:
-    return cast(list[int], array("q", chain.from_iterable(parts)))
+    column = array("q")
+    for part in parts:
+        column.extend(part if isinstance(part, array) else array("q", part))
+    return cast(list[int], column)
 
 
 def _joined_on_device(parts: list[DeviceSteps]) -> DeviceSteps:

@@ -12,6 +12,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def sum_up(spool: Spool) -> int:
     """
     columns: list[list[Any]] = [spool.process_samples, spool.host_samples, spool.gpu_samples]
     for samples in columns:
-        if len(samples) > 2 * DIGEST_SAMPLES:
+        while len(samples) > 2 * DIGEST_SAMPLES:
             half = len(samples) // 2
             samples[:half] = samples[:half:2]
     excess = sum(batch.count for batch in spool.batches) - DIGEST_STEPS
@@ -215,26 +216,21 @@ def sum_up(spool: Spool) -> int:
         return 0
     compact(spool)
     last = spool.batches[-1].first_step + spool.batches[-1].count - 1
+    # From the first window that begins here: of the one before, the file holds the other steps.
+    begin = -(-(spool.batches[0].first_step - 1) // WINDOW_STEPS) * WINDOW_STEPS + 1
     border = (last - DIGEST_STEPS) // WINDOW_STEPS * WINDOW_STEPS + 1
     old: list[Steps] = []
     new: list[Steps] = []
     for batch in spool.batches:
-        for piece in _cut(batch, border):
-            (new if piece.first_step >= border else old).append(piece)
+        for piece in (part for half in _cut(batch, begin) for part in _cut(half, border)):
+            (old if begin <= piece.first_step < border else new).append(piece)
     if not old:
         return 0
-    buckets = dict(spool.sketch.buckets) if spool.sketch is not None else {}
-    for piece in old:
-        for name, column in (("step_time", piece.duration_ns), *piece.phase_ns.items()):
-            buckets[name] = added(buckets.get(name, {}), counted(column))
-        spool.sums += [sums_of(window) for window in _windows(piece)]
+    known = spool.sketch or Sketch(0, {})
     count = sum(piece.count for piece in old)
-    known = spool.sketch.steps if spool.sketch is not None else 0
-    for name in buckets:  # of steps in which a phase took no time there is nothing in the columns
-        gap = known + count - sum(buckets[name].values())
-        if gap:
-            buckets[name] = added(buckets[name], {"0": gap})
-    spool.sketch = Sketch(known + count, buckets)
+    buckets = counted(chain.from_iterable(piece.duration_ns for piece in old))
+    spool.sketch = Sketch(known.steps + count, added(known.buckets, buckets))
+    spool.sums += [sums_of(window) for piece in old for window in _windows(piece)]
     spool.batches = new
     spool.device_batches = [b for b in spool.device_batches if b.first_step + b.count > border]
     return count

@@ -153,12 +153,11 @@ def _problem_of_samples(samples: Samples) -> str | None:
 
 
 def _problem_of_sketch(sketch: Sketch) -> str | None:
-    for counts in sketch.buckets.values():
-        if any(not (n.isascii() and n.isdecimal() and int(n[:5]) <= LAST_BUCKET) for n in counts):
-            return "a bucket that cannot be"
-        if min(counts.values(), default=0) < 0 or sum(counts.values()) > LAST_STEP:
-            return "a count that cannot be"
-    return None if 0 < sketch.steps <= LAST_STEP else "a count that cannot be"
+    counts = sketch.buckets
+    if any(not (n.isascii() and n.isdecimal() and int(n[:5]) <= LAST_BUCKET) for n in counts):
+        return "a bucket that cannot be"
+    is_whole = 0 < sketch.steps == sum(counts.values()) <= LAST_STEP and min(counts.values()) >= 0
+    return None if is_whole else "a count that cannot be"
 
 
 def _is_odd(item: Any, is_signed: bool) -> bool:

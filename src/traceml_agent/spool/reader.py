@@ -311,15 +311,8 @@ def _keep_samples(spool: Spool, record: Samples) -> int:
 
 
 def _keep_sketch(spool: Spool, record: Sketch) -> None:
-    known = spool.sketch
-    if known is None:
-        spool.sketch = record
-        return
-    names = {**known.buckets, **record.buckets}
-    spool.sketch = Sketch(
-        known.steps + record.steps,
-        {n: added(known.buckets.get(n, {}), record.buckets.get(n, {})) for n in names},
-    )
+    known = spool.sketch or Sketch(0, {})
+    spool.sketch = Sketch(known.steps + record.steps, added(known.buckets, record.buckets))
 
 
 def _only_once(steps: Steps | StepSums, numbers: StepNumbers) -> None:

@@ -26,6 +26,7 @@ from traceml_agent.report.stats import (
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
 from traceml_agent.schema.summary import STEP_TIME_METRICS
+from traceml_agent.spool.sketch import added, counted, quantile_of
 
 MS = 1e6
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
@@ -104,12 +105,37 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
         ],
         extra={
             "distribution": _distribution(lead),
+            "whole_run": whole_run(ranks),
             "throughput": throughput(ranks, window),
             "rank_balance": compared.balance,
             "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
             "not_measured": sorted({name for rank in ranks for name in _missing(rank.series)}),
         },
     )
+
+
+def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
+    """Step times of all steps of all ranks, where older ones are known as sums alone; else None.
+
+    The average is exact, the percentiles are those of a sketch, to 1 %.
+    """
+    if not any(rank.spool.sketch for rank in ranks):
+        return None
+    buckets: dict[str, int] = {}
+    for rank in ranks:
+        sketch = rank.spool.sketch
+        buckets = added(buckets, counted(rank.series.duration_ns))
+        buckets = added(buckets, {} if sketch is None else sketch.buckets)
+    sums = [part for rank in ranks if (part := totals(rank.spool)) is not None]
+    steps = sum(part.count for part in sums)
+    found: dict[str, float | int | None] = {
+        "steps": steps,
+        "average_ms": sum(part.duration_ns for part in sums) / steps / MS,
+    }
+    for label, q in QUANTILES[:-1]:
+        value = quantile_of(buckets, q)
+        found[f"{label}_ms"] = None if value is None else value / MS
+    return found
 
 
 def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]:
