@@ -17,15 +17,19 @@ note="$NOTES/${SLURM_JOB_ID:?}"
 fold_as_user='
 dir=$(cat "$NOTE/dir" 2>/dev/null) || dir="$WORK_DIR/traceml-runs"
 fold=$(cat "$NOTE/fold" 2>/dev/null) || fold=$FOLD
+spools_here() {
+    head -qn 1 "$1"/*.jsonl | sed -n "s/.*\"spool_path\":\"\([^\"]*\)\".*/\1/p" |
+        while read -r path; do [ ! -e "$path" ] || echo "$path"; done
+}
 cd / && [ -d "$dir" ] && [ -x "$fold" ] || exit 0
 for run in "$dir/slurm-$JOB" "$dir/slurm-$JOB".* "$dir/slurm-$JOB"-*; do
     [ -d "$run" ] || continue
-    spool=$(ls "$run" | grep -m 1 "\.jsonl\$") || continue
+    ls "$run" | grep -q "\.jsonl\$" || continue
     summary="$run/final_summary.json"
-    # Spools that lie on their nodes are brought into the run by a fold on each of them.
+    # Spools that lie on this node are brought into the run by a fold here.
     if [ -e "$summary" ] && [ -z "$(find "$run" -name "*.jsonl" -newer "$summary")" ] &&
         ! grep -q "\"status\": \"running\"" "$summary" &&
-        ! head -n 1 "$run/$spool" | grep -q "\"spool_path\""; then
+        [ -z "$(spools_here "$run")" ]; then
         continue # the last process has done it
     fi
     "$fold" fold "$run"

@@ -15,7 +15,7 @@ from traceml_agent.report.series import totals
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps
 from traceml_agent.sinks import parquet
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 MS = made.MS
 TABLES = ("steps", "step_sums", "samples", "events", "findings", "spools")

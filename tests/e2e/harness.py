@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from traceml_agent.spool.reader import Spool, read_spool
+from traceml_agent.spool.digested import read_spool
+from traceml_agent.spool.reader import Spool
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

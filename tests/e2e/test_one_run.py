@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.harness import Result, environment, run, runs_in, write
 from tests.slurm.cluster import free_port
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 DDP = """
 import os, sys, time

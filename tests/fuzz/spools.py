@@ -44,6 +44,7 @@ from traceml_agent.schema.records import (
 )
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
 from traceml_agent.spool.digest import DigestWriter, packed
+from traceml_agent.spool.digested import packed_parts, read_spool
 from traceml_agent.spool.format import (
     DIGEST_SUFFIX,
     RING_SUFFIX,
@@ -51,7 +52,6 @@ from traceml_agent.spool.format import (
     STACK_SUFFIX,
     encode,
 )
-from traceml_agent.spool.reader import packed_parts, read_spool
 from traceml_agent.spool.ring import RECORD_SIZE, Ring, pack_step, read_ring, slot_offset
 from traceml_agent.spool.writer import SpoolWriter
 

@@ -14,8 +14,8 @@ from traceml_agent.report.fold import fold, read_summary
 from traceml_agent.report.view import MISSING_LIMIT
 from traceml_agent.schema.phases import EVAL, FORWARD
 from traceml_agent.schema.records import HostSample, Record
+from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import encode
-from traceml_agent.spool.reader import read_spool
 
 
 @pytest.fixture(autouse=True)

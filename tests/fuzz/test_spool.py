@@ -37,7 +37,7 @@ from traceml_agent.report import stats
 from traceml_agent.report.fold import fold, read_summary
 from traceml_agent.report.runs import list_runs
 from traceml_agent.schema.records import RECORD_TYPES
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 RANDOMS = st.randoms(use_true_random=False)
 

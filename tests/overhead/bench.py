@@ -162,7 +162,7 @@ def fold_table(directory):
 
 
 def spool_table(runs):
-    from traceml_agent.spool.reader import read_spool
+    from traceml_agent.spool.digested import read_spool
 
     before = set(runs.iterdir()) if runs.is_dir() else set()
     child(TRAINING, 3, 30_000, on=True, runs=runs)

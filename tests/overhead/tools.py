@@ -26,7 +26,7 @@ class NotInstalled(Exception):
 
 
 def agent_steps(directory: Path) -> int:
-    from traceml_agent.spool.reader import read_spool
+    from traceml_agent.spool.digested import read_spool
 
     spools = [read_spool(path) for path in directory.glob("runs/*/*.jsonl")]
     return sum(batch.count for spool in spools for batch in (*spool.batches, *spool.sums))

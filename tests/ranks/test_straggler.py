@@ -7,7 +7,7 @@ import pytest
 from tests.ranks.job import Job, folded, stragglers, write_job
 from tests.report import synthetic_run as made
 from traceml_agent.report.fold import fold
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 SLOW_INPUT = {"input_wait": 20.0}
 

@@ -9,7 +9,7 @@ from tests.scale.job import Job, Straggler, attempt_steps, slowest, what_it_cost
 from tests.scale.simulate import write_job
 from traceml_agent.report.fold import fold
 from traceml_agent.report.view import load_run
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 
 def files(run_dir):

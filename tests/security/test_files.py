@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.harness import TIMEOUT_S, Result, environment, run, runs_in, write
 from traceml_agent.errors import UnsafeDirectory
 from traceml_agent.schema.records import ProcessSample
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.rundir import make_run_dir
 from traceml_agent.spool.writer import SpoolWriter
 
@@ -256,7 +256,7 @@ def test_a_spool_that_is_thinned_keeps_its_rights_and_follows_no_link(tmp_path: 
     victim = tmp_path / "victim"
     victim.write_text("content")
     path = tmp_path / "spool.jsonl"
-    path.with_name(f".{path.name}.new").symlink_to(victim)
+    path.with_name(f".{path.name}.{os.getpid()}.new").symlink_to(victim)
     before = os.umask(0)
     try:
         writer = SpoolWriter(path, 20_000)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.slurm.cluster import Cluster
-from traceml_agent.spool.reader import Spool, read_spool
+from traceml_agent.spool.digested import read_spool
+from traceml_agent.spool.reader import Spool
 
 STEPS = 12
 PLAIN = f"""

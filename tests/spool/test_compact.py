@@ -9,7 +9,7 @@ from tests.report import synthetic_run as made
 from traceml_agent.report.series import series_of, totals
 from traceml_agent.schema.records import DeviceSteps
 from traceml_agent.spool.compact import compact
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 MS = made.MS
 

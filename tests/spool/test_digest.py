@@ -1,6 +1,9 @@
 """The digest of a spool: it says what the spool says, whatever happens to either of them."""
 
 import os
+import shutil
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +15,16 @@ from tests.report.synthetic_run import MS
 from tests.scale.job import Job, Straggler
 from tests.scale.simulate import write_job
 from traceml_agent.report import parts
-from traceml_agent.report.fold import fold
+from traceml_agent.report.fold import fold, fold_and_write
+from traceml_agent.report.view import is_alive
 from traceml_agent.schema.records import Event, ProcessSample
 from traceml_agent.spool import digest as digests
 from traceml_agent.spool.digest import DIGEST_STEPS, WINDOW_STEPS, DigestWriter, bring_home
-from traceml_agent.spool.format import DIGEST_SUFFIX, encode
-from traceml_agent.spool.reader import packed_parts, read_spool
+from traceml_agent.spool.digested import TAIL_BYTES, packed_parts, read_spool
+from traceml_agent.spool.format import ALIVE_SUFFIX, DIGEST_SUFFIX, encode
+from traceml_agent.spool.liveness import hold
 from traceml_agent.spool.sketch import added, counted, quantile_of
-from traceml_agent.spool.writer import SpoolWriter
+from traceml_agent.spool.writer import SpoolWriter, thin_lines
 
 JOBS = {
     "healthy": Job(2, 120, step_ms=40.0),
@@ -41,6 +46,13 @@ def follow(path: Path, pieces: int = 3) -> DigestWriter:
         writer.update()
     assert writer.error is None
     return writer
+
+
+def blank(path: Path) -> None:
+    """Makes unreadable what a digest has of a spool, but the end by which it knows it."""
+    data = path.read_bytes()
+    begin, end = data.index(b"\n") + 1, data.rfind(b"\n") + 1 - TAIL_BYTES
+    path.write_bytes(data[:begin] + b" " * (end - begin) + data[end:])
 
 
 def summary_of(run_dir: Path) -> dict[str, object]:
@@ -68,11 +80,7 @@ def test_a_job_folds_to_the_same_summary_by_its_digests(tmp_path, name, pieces):
     for path in run_dir.glob("*.jsonl"):
         follow(path, pieces)
     for path in run_dir.glob("*.jsonl"):  # so that only a digest can give these steps
-        size, head = path.stat().st_size, path.read_bytes().index(b"\n") + 1
-        covered = size - len(path.read_bytes().rpartition(b"\n")[2])
-        with path.open("r+b") as file:
-            file.seek(head)
-            file.write(b" " * (covered - head - 1))
+        blank(path)
         os.utime(path, (1, 1))  # long silent, as before
     assert summary_of(run_dir) == by_spools
 
@@ -145,7 +153,6 @@ def test_thinning_the_spool_leaves_all_steps_in_the_digest(tmp_path):
 def small_digests(monkeypatch):
     """Digests that keep 2,000 steps instead of 20,000."""
     monkeypatch.setattr(digests, "DIGEST_STEPS", 2_000)
-    monkeypatch.setattr(digests, "DIGEST_SAMPLES", 40)
     monkeypatch.setattr(digests, "WINDOW_STEPS", 100)
 
 
@@ -168,7 +175,7 @@ def test_older_steps_become_sums_by_window_and_a_sketch(tmp_path, small_digests)
     for q in (0.01, 0.5, 0.95, 0.999):
         exact = older[int(q * (len(older) - 1))]
         assert quantile_of(spool.sketch.buckets, q) == pytest.approx(exact, rel=0.0101)
-    assert len(spool.process_samples) <= 80
+    assert spool.process_samples == whole.process_samples
     assert spool.end == whole.end
     assert spool.last_monotonic_ns == whole.last_monotonic_ns
 
@@ -222,13 +229,15 @@ def on_node(tmp_path: Path, *, steps: int = 30) -> tuple[Path, Path, DigestWrite
     import socket
 
     header = replace(made.HEADER, hostname=socket.gethostname())
-    node, run_dir = tmp_path / "node", tmp_path / "run"
-    node.mkdir()
-    run_dir.mkdir()
+    run_dir = tmp_path / header.run_id
+    node = tmp_path / "spools" / header.run_id
+    for directory in (run_dir, node.parent, node):
+        directory.mkdir(mode=0o700)
     there, here = node / "rank0.jsonl", run_dir / "rank0.jsonl"
     writer = SpoolWriter(there, 10**7)
     writer.write([header, made.steps(steps)])
-    digest = DigestWriter(here, there, replace(header, spool_path=str(there)))
+    known = replace(header, spool_path=str(there), run_dir=str(run_dir))
+    digest = DigestWriter(here, there, known)
     digest.update()
     assert digest.error is None
     os.utime(here, (1, 1))  # long silent
@@ -256,8 +265,9 @@ def test_without_that_spool_the_reader_says_where_the_rest_is(tmp_path):
     spool = read_spool(here)
     assert sum(batch.count for batch in spool.batches) == 30
     assert spool.is_elsewhere
-    assert str(there) in spool.problems[0]
-    assert spool.header.hostname in spool.problems[0]
+    (problem,) = fold(here.parent).payload["traceml_agent"]["problems"]
+    assert str(there) in problem
+    assert spool.header.hostname in problem
 
 
 def test_another_spool_under_that_name_is_not_taken(tmp_path):
@@ -308,7 +318,7 @@ def test_a_disk_that_does_not_take_the_digest_ends_it_and_nothing_else(tmp_path)
     writer.update()
     assert writer.error is None
     spool = read_spool(path)
-    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" * 2_000_000)
+    blank(path)
     path.with_suffix(DIGEST_SUFFIX).write_bytes(writer.path.read_bytes())
     assert sum(batch.count for batch in read_spool(path).batches) == 30 == spool.end.steps
 
@@ -329,11 +339,118 @@ def test_a_write_that_fails_midway_is_made_good_by_the_next(tmp_path, monkeypatc
     monkeypatch.undo()
     writer.update()
     assert writer.error is None
-    os.truncate(path, data.index(b"\n") + 1)  # the digest covers more than that: not taken
-    assert read_spool(path).batches == []
-    path.write_bytes(data[: data.index(b"\n") + 1] + b"\n" * len(data))
+    blank(path)
     assert sum(batch.count for batch in read_spool(path).batches) == 30
 
 
 def test_the_limits_fit_together():
     assert DIGEST_STEPS % WINDOW_STEPS == 0
+
+
+def test_only_a_dead_process_of_this_very_run_is_brought_home(tmp_path):
+    here, there, _ = on_node(tmp_path)
+    with there.open("ab") as file:
+        file.write(encode(made.steps(5, first=31, start_ns=made.FIRST_STEP_NS + 300 * MS)))
+    copy = tmp_path / "copy" / here.parent.name
+    shutil.copytree(here.parent, copy)
+    fold_and_write(copy)
+    assert there.exists()  # it may live: the lock is beside the original
+    lock = hold(here.with_suffix(ALIVE_SUFFIX))
+    os.utime(here)
+    child = subprocess.run(
+        [sys.executable, "-m", "traceml_agent", "fold", str(here.parent)], check=True
+    )
+    assert child.returncode == 0
+    assert there.exists()
+    os.close(lock)
+    os.utime(here, (1, 1))
+    fold_and_write(here.parent)
+    assert not there.exists()
+    assert sum(batch.count for batch in read_spool(here).batches) == 35
+    assert not is_alive(read_spool(here))  # though it was written just now
+
+
+def test_an_end_that_did_not_reach_the_digest_comes_home_too(tmp_path):
+    here, there, _ = on_node(tmp_path)
+    with there.open("ab") as file:
+        file.write(encode(made.end([made.steps(30)])))
+    fold_and_write(here.parent)
+    assert not there.exists()
+    assert read_spool(here).end is not None
+
+
+def test_a_fold_removes_no_file_that_is_none_of_a_run(tmp_path):
+    here, there, _ = on_node(tmp_path)
+    for place in (tmp_path / "spools" / "other", tmp_path / "elsewhere" / here.parent.name):
+        place.mkdir(parents=True, mode=0o700)
+        victim = place / there.name
+        shutil.copy(there, victim)
+        text = here.read_bytes().replace(str(there).encode(), str(victim).encode())
+        here.write_bytes(text)
+        fold_and_write(here.parent)
+        assert victim.exists()
+        here.write_bytes(text.replace(str(victim).encode(), str(there).encode()))
+
+
+def test_a_damaged_last_line_of_a_digest_costs_one_part(tmp_path):
+    here, there, digest = on_node(tmp_path)
+    with there.open("ab") as file:
+        file.write(encode(made.steps(5, first=31, start_ns=made.FIRST_STEP_NS + 300 * MS)))
+    digest.update()
+    there.unlink()
+    assert sum(batch.count for batch in read_spool(here).batches) == 35
+    data = here.read_bytes()
+    for damaged in (data[:-1], data[:-5] + b"xxx}\n"):
+        here.write_bytes(damaged)
+        assert sum(batch.count for batch in read_spool(here).batches) == 30
+
+
+def test_a_digest_that_stopped_before_the_spool_was_thinned_is_left_aside(tmp_path):
+    path = spool_with(tmp_path / "run", steps=400)
+    follow(path)
+    thinned = thin_lines(path.read_bytes().splitlines(keepends=True))
+    assert thinned.thinned_steps > 0
+    later = [made.steps(10, first=f, start_ns=made.FIRST_STEP_NS + (f - 1) * 10 * MS)
+             for f in range(401, 900, 10)]  # fmt: skip
+    path.write_bytes(b"".join(thinned.lines) + b"".join(map(encode, later)))
+    spool = read_spool(path)
+    whole = read_spool(path, whole=True)
+    assert spool.problems == whole.problems == []
+    assert [b.first_step for b in spool.batches] == [b.first_step for b in whole.batches]
+
+
+def test_a_digest_of_another_process_under_the_same_name_is_left_aside(tmp_path):
+    path = spool_with(tmp_path / "run")
+    other = spool_with(tmp_path / "other", Event("checkpoint", made.FIRST_STEP_NS, MS, 3))
+    follow(other)
+    path.with_suffix(DIGEST_SUFFIX).write_bytes(other.with_suffix(DIGEST_SUFFIX).read_bytes())
+    assert read_spool(path).events == []
+
+
+def test_device_times_of_summed_steps_go(tmp_path, small_digests):
+    run_dir = write_job(Job(1, 9_500, step_ms=20.0, on_device=True), tmp_path / "run")
+    (path,) = run_dir.glob("*.jsonl")
+    follow(path, pieces=5)
+    spool = read_spool(path)
+    single = sum(batch.count for batch in spool.batches)
+    assert sum(batch.count for batch in spool.device_batches) == single < 5_000
+
+
+def test_a_fifo_in_place_of_a_spool_does_not_hold_a_reader_up(tmp_path):
+    here, there, _ = on_node(tmp_path)
+    there.unlink()
+    os.mkfifo(there)
+    assert read_spool(here).is_elsewhere
+
+
+@pytest.mark.parametrize("line", [
+    b'{"kind":"sketch","steps":3,"buckets":{"0000099999":3}}',
+    b'{"kind":"samples","of":"gpu","count":1,"columns":{"monotonic_ns":[1],"index":[0],'
+    b'"processes":[' + b"[" * 900 + b"]" * 900 + b"]}}",
+])  # fmt: skip
+def test_numbers_that_no_writer_writes_are_skipped(tmp_path, line):
+    path = spool_with(tmp_path / "run")
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    assert "skipped" in read_spool(path).problems[0]
+    fold(path.parent)

@@ -4,8 +4,9 @@ import pytest
 
 from tests.report.synthetic_run import HEADER, end, host_samples, process_samples, steps
 from traceml_agent.schema.records import RECORD_TYPES, DeviceMemory, GpuSample
+from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import BadRecord, decode, encode
-from traceml_agent.spool.reader import NotASpool, read_spool
+from traceml_agent.spool.reader import NotASpool
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,12 @@ from traceml_agent.schema.records import SPOOL_SCHEMA, Header, Identity
 from traceml_agent.spool.format import ALIVE_SUFFIX, RING_SUFFIX, STACK_SUFFIX, spool_path
 from traceml_agent.spool.liveness import boot_id, hold
 from traceml_agent.spool.ring import Ring
-from traceml_agent.spool.rundir import fallback_runs_dir, is_local, make_run_dir
+from traceml_agent.spool.rundir import (
+    SPOOLS_ON_NODE,
+    fallback_runs_dir,
+    is_local,
+    make_run_dir,
+)
 from traceml_agent.spool.writer import SpoolWriter
 from traceml_agent.version import __version__
 
@@ -56,8 +61,7 @@ def open_recorder(session: "Session") -> Recorder | None:
     hostname = socket.gethostname()
     path = _unused(spool_path(run_dir, hostname, os.getpid(), identity.attempt, identity.rank))
     try:
-        on_node = _path_on_node(session, path)
-        writer = SpoolWriter(on_node or path, int(session.config.spool_max_mb * 1e6))
+        writer = _writer_on_node(session, path) or SpoolWriter(path, _cap(session))
     except OSError as error:
         session.refusal = f"cannot write to {run_dir}: {error.strerror or error}"
         say(f"nothing is recorded: {session.refusal}")
@@ -101,19 +105,23 @@ def open_recorder(session: "Session") -> Recorder | None:
     return recorder
 
 
-def _path_on_node(session: "Session", path: Path) -> Path | None:
-    """Where the spool lies with TRACEML_SPOOL_LOCAL; None: in the run directory."""
+def _writer_on_node(session: "Session", path: Path) -> SpoolWriter | None:
+    """The spool with TRACEML_SPOOL_LOCAL; None: it belongs into the run directory."""
     if not session.config.spool_local:
         return None
     runs_dir = fallback_runs_dir()
     try:
         # In a directory that all may write to, each level may be somebody else's trap.
         own = make_run_dir(runs_dir.parent.parent, runs_dir.parent.name)
-        spools = make_run_dir(own, "spools")
-        return _unused(make_run_dir(spools, path.parent.name) / path.name)
+        place = make_run_dir(make_run_dir(own, SPOOLS_ON_NODE), path.parent.name)
+        return SpoolWriter(_unused(place / path.name), _cap(session))
     except (OSError, UnsafeDirectory) as error:
         say(f"TRACEML_SPOOL_LOCAL: {error}; the spool goes to {path.parent}")
         return None
+
+
+def _cap(session: "Session") -> int:
+    return int(session.config.spool_max_mb * 1e6)
 
 
 def _script() -> str | None:

@@ -180,7 +180,8 @@ class Recorder:
         """
         spool = self.writer.path
         if self.path != spool:
-            header = dataclasses.replace(header, spool_path=str(spool))
+            home = str(self.run_dir.resolve())
+            header = dataclasses.replace(header, spool_path=str(spool), run_dir=home)
             self.writer.digest = DigestWriter(self.path, spool, header)
             self.update_digest(0.0)  # others look for this rank
         elif header.identity.world_size > 1:

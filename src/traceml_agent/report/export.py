@@ -23,8 +23,9 @@ from traceml_agent.schema.records import (
     ProcessSample,
     Steps,
 )
+from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import SPOOL_SUFFIX
-from traceml_agent.spool.reader import NotASpool, Spool, read_spool
+from traceml_agent.spool.reader import NotASpool, Spool
 
 _WHO = {"run_id": "text", "rank": "int", "attempt": "int", "node_rank": "int", "hostname": "text"}
 _WHEN = {"monotonic_ns": "int", "wall_ns": "int"}

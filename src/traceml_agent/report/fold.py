@@ -16,8 +16,9 @@ from traceml_agent.report.render.text import render_text
 from traceml_agent.report.view import is_alive, load_run
 from traceml_agent.schema.summary import SUMMARY_JSON, SUMMARY_SCHEMA, SUMMARY_TEXT
 from traceml_agent.spool.digest import bring_home
+from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import SPOOL_SUFFIX
-from traceml_agent.spool.reader import header_of, read_spool, version_of
+from traceml_agent.spool.reader import header_of, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def _bring_home(run_dir: Path, own_spool: Path | None) -> None:
             if path == own_spool or header_of(path).spool_path is None:
                 continue
             spool = read_spool(path)
-            if not spool.is_elsewhere and spool.end is None and not is_alive(spool):
+            if not spool.is_elsewhere and not is_alive(spool):
                 bring_home(path)
 
 

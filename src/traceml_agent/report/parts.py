@@ -7,8 +7,9 @@ from traceml_agent.errors import NewerSchema, NoRun, NoSpools, PartsOfSeveralRun
 from traceml_agent.report.membership import run_of
 from traceml_agent.schema.records import Header
 from traceml_agent.spool.compact import compact
+from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import SPOOL_SUFFIX
-from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
+from traceml_agent.spool.reader import NotASpool, Spool, last_step
 
 WHOLE_BYTES = 64_000_000
 """Where digests have only sums of older steps, spools are read whole up to this size in all.
@@ -53,20 +54,35 @@ def readable_spools(
         _refuse_several_runs(kept)
     for spool in kept:
         problems.extend(spool.problems)
+    away = [s for s in kept if s.is_elsewhere and s.end is None and not s.is_closed]
+    if away:
+        header = away[0].header
+        problems.append(
+            f"{len(away)} process(es) may have left more than their digests say, on their own "
+            f"machines (the first: {header.spool_path} on {header.hostname}); `traceml-agent fold` "
+            "there brings it into the run once they are gone"
+        )
     return kept, sizes
 
 
 def _with_older_steps(spools: list[Spool]) -> list[Spool]:
     """Spools in place of digests that have only sums of older steps, where that is not too much."""
     summed = [spool for spool in spools if spool.summed_steps and not spool.is_elsewhere]
-    if not summed or sum(spool.size for spool in summed) > WHOLE_BYTES:
+    if not summed or sum(spool.spool_size for spool in summed) > WHOLE_BYTES:
         return spools
     return [
-        compact(read_spool(spool.path, whole=True))
-        if spool.summed_steps and not spool.is_elsewhere
-        else spool
+        _whole(spool) if spool.summed_steps and not spool.is_elsewhere else spool
         for spool in spools
     ]
+
+
+def _whole(spool: Spool) -> Spool:
+    """The spool itself, unless it was thinned so far that the digest has more."""
+    try:
+        found = compact(read_spool(spool.path, whole=True))
+    except (NotASpool, NewerSchema, OSError):  # gone meanwhile
+        return spool
+    return max(spool, found, key=lambda s: sum(batch.count for batch in s.batches))
 
 
 def _without_copies(spools: list[Spool], problems: list[str]) -> list[Spool]:

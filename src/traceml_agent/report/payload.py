@@ -157,6 +157,8 @@ def _about(view: RunView) -> dict[str, Any]:
         lost = dict(rank.spool.end.dropped) if rank.spool.end is not None else {}
         if thinned:
             lost["thinned_steps"] = thinned
+        else:
+            lost.pop("thinned_steps", None)  # the digest has them one by one
         if summed:
             lost["summed_steps"] = summed
         for name, count in lost.items():

@@ -151,7 +151,7 @@ def _spread(column: int | list[int], count: int) -> Sequence[int]:
     return _repeated(column, count) if isinstance(column, int) else column
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def _repeated(value: int, count: int) -> Sequence[int]:
     """One column for all ranks that have the same."""
     return array("q", (value,)) * count

@@ -146,6 +146,8 @@ def _how_it_ended(
 def is_alive(spool: Spool) -> bool:
     """Whether the writer of a spool still runs: by its lock here, by its last write elsewhere."""
     header = spool.header
+    if spool.is_closed:
+        return False
     if header.hostname == socket.gethostname() and header.boot_id in (None, boot_id()):
         held = is_held(spool.path.with_suffix(ALIVE_SUFFIX))
         if held is not None:

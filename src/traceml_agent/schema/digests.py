@@ -40,6 +40,7 @@ class Covered:
     kind: ClassVar[str] = "covered"
     spool_bytes: int
     spool_lines: int
+    spool_end: int = 0  # CRC-32 of the last 64 of them: another after thinning
     summed_steps: int = 0  # steps of which the digest has sums only, and the spool more
     bad_lines: dict[str, str] = field(default_factory=dict)  # number of the line: what is wrong
     closed: bool = False  # the process is gone, and this is all that it left

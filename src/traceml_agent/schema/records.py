@@ -56,7 +56,8 @@ class Header:
     cuda_version: str | None = None
     other_agents: tuple[str, ...] | None = None  # names, when recording began; see docs
     tracers: tuple[str, ...] | None = None  # those that cost time at each call or line of Python
-    spool_path: str | None = None  # where the spool lies if this file is the digest of it
+    spool_path: str | None = None  # where the spool lies if this file is the digest of it,
+    run_dir: str | None = None  # and the run directory that it belongs to
 
 
 @dataclass(frozen=True, slots=True)

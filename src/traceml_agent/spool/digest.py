@@ -8,27 +8,30 @@ and its samples as columns, and is closed by a `covered` record, so that a part 
 a kill is left out and read from the spool instead. Parts are packed by gzip, one member each.
 """
 
+import contextlib
+import fcntl
 import os
 import threading
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from zlib import crc32
 
 from traceml_agent.schema.digests import Covered, Samples, Sketch
-from traceml_agent.schema.records import Header, Outside, Patches, Record, Steps
+from traceml_agent.schema.records import DeviceSteps, Header, Outside, Patches, Record, Steps
 from traceml_agent.spool.compact import compact
-from traceml_agent.spool.format import DIGEST_SUFFIX, columns_of, encode
-from traceml_agent.spool.reader import Spool, keep_lines, packed_parts, read_spool
+from traceml_agent.spool.digested import TAIL_BYTES, packed_parts, read_spool
+from traceml_agent.spool.format import DIGEST_SUFFIX, RING_SUFFIX, columns_of, encode
+from traceml_agent.spool.reader import Spool, keep_lines
+from traceml_agent.spool.rundir import SPOOLS_ON_NODE, why_unsafe
 from traceml_agent.spool.sketch import added, counted
 from traceml_agent.spool.writer import sums_of, write_new
 
 DIGEST_STEPS = 20_000
 """The newest steps of which a digest keeps single values. Chosen: 64 ranks of that length fold in
 a few seconds, and it is 0.3 MB a rank."""
-DIGEST_SAMPLES = 4_000
-"""The samples of each kind. Chosen: an hour of one a second; beyond it every other old one goes."""
 WINDOW_STEPS = 1_000
 """Steps that are summed up together beyond that, from a multiple of it on for all ranks."""
 READ_AT_ONCE = 1 << 22
@@ -47,37 +50,48 @@ class DigestWriter:
         self._spool_path = spool_path
         self._is_packed = path.suffix == DIGEST_SUFFIX
         self._lock = threading.Lock()
+        self._exists = False  # made by us: nobody else's file is written over
         self._begin(header)
 
     def _begin(self, header: Header) -> None:
         self._spool = Spool(self._spool_path, header)  # what the next part is made of
         self._covered = Covered(0, 0)
         self._steps = 0  # of which the digest holds single values
-        self._samples = 0
         self._is_new = True
 
-    def update(self) -> None:
-        """Takes up what the spool has gained. Never raises OSError: `error` says what happened."""
-        with self._lock:
+    def update(self, timeout_s: float = -1) -> bool:
+        """Takes up what the spool has gained; False if another thread did not let it in time.
+
+        Never raises OSError: `error` says what happened.
+        """
+        if not self._lock.acquire(timeout=timeout_s):
+            return False
+        try:
             if self.error is not None:
                 self._begin(self._spool.header)
-            try:
-                while self._take_up():
-                    pass
-                self.error = None
-            except OSError as error:
-                self.error = str(error)
+            while self._take_up():
+                pass
+            self.error = None
+        except OSError as error:
+            self.error = str(error)
+        finally:
+            self._lock.release()
+        return True
 
     @property
     def is_whole(self) -> bool:
         """Whether the spool holds nothing that the digest has not."""
         return self.error is None and not self._covered.summed_steps
 
-    def spool_was_rewritten(self, size: int, lines: int) -> None:
-        """The spool was thinned just after an update: it is this long now, and nothing is new."""
+    def spool_was_rewritten(self, data: bytes) -> None:
+        """The spool was thinned just after an update: this is all of it, and nothing is new."""
         if self.error is None:
-            covered = self._covered
-            self._covered = Covered(size, lines, covered.summed_steps, covered.bad_lines)
+            self._covered = replace(
+                self._covered,
+                spool_bytes=len(data),
+                spool_lines=data.count(b"\n"),
+                spool_end=crc32(data[-TAIL_BYTES:]),
+            )
             try:
                 self._append([self._covered])
             except OSError as error:
@@ -90,40 +104,46 @@ class DigestWriter:
             data = file.read(READ_AT_ONCE)
             while data and b"\n" not in data and (more := file.read(READ_AT_ONCE)):
                 data += more  # a single line of such a length
-        data = data[: data.rfind(b"\n") + 1]
-        if not data:
-            return False
+            data = data[: data.rfind(b"\n") + 1]
+            if not data:
+                return False
+            end = self._covered.spool_bytes + len(data)
+            file.seek(max(0, end - TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
         covered, part = self._covered, self._spool
         lines = data.split(b"\n")[:-1]
         bad = keep_lines(part, lines, covered.spool_lines + 1)
         summed = sum_up(part)
         self._covered = Covered(
-            spool_bytes=covered.spool_bytes + len(data),
+            spool_bytes=end,
             spool_lines=covered.spool_lines + len(lines),
+            spool_end=crc32(tail),
             summed_steps=covered.summed_steps + summed,
             bad_lines=covered.bad_lines | {str(number): text for number, text in bad},
         )
         self._steps += sum(batch.count for batch in part.batches)
-        self._samples += len(part.process_samples)
         self._append([*records_of(part), self._covered])
         self._spool = Spool(self._spool_path, part.header, numbers=part.numbers)
-        if self._steps > 2 * DIGEST_STEPS or self._samples > 2 * DIGEST_SAMPLES:
+        if self._steps > 2 * DIGEST_STEPS:
             self._sum_up_all()
         return True
 
     def _append(self, records: list[Record]) -> None:
         """One write; a short one is left out by the reader. Raises OSError."""
-        if self._is_new:
-            os.close(write_new(self.path, self._packed([self._spool.header, *records])))
+        data = self._packed([self._spool.header, *records] if self._is_new else records)
+        if self._is_new and self._exists:  # in place of one that a failed write has damaged
+            os.close(write_new(self.path, data))
             self._is_new = False
             return
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self.path, flags | (self._is_new and os.O_CREAT | os.O_EXCL), 0o600)
+        self._exists = True
         try:
-            data = self._packed(records)
             if os.write(fd, data) != len(data):
                 raise OSError(28, "No space left on device", str(self.path))
         finally:
             os.close(fd)  # on a network file system: now it is there for others
+        self._is_new = False
 
     def _packed(self, records: list[Record]) -> bytes:
         data = b"".join(map(encode, records))
@@ -137,38 +157,75 @@ class DigestWriter:
             keep_lines(whole, lines, 1)
         summed = sum_up(whole)
         covered = self._covered
-        self._covered = Covered(
-            covered.spool_bytes,
-            covered.spool_lines,
-            covered.summed_steps + summed,
-            covered.bad_lines,
-        )
+        self._covered = replace(covered, summed_steps=covered.summed_steps + summed)
         data = self._packed([header, *records_of(whole), self._covered])
         fd = write_new(self.path, data)
         os.close(fd)
         self._steps = sum(batch.count for batch in whole.batches)
-        self._samples = len(whole.process_samples)
 
 
 def bring_home(path: Path) -> None:
     """Completes a digest from the spool on this node that it stands for. Its writer is gone.
 
-    That spool and its ring are removed if the digest holds all of them. Raises OSError,
+    That spool and its ring are removed if the digest holds all of them. Not for a copy of a run,
+    and nothing is touched but files of this user in a directory of this run. Raises OSError,
     NotASpool and NewerSchema.
     """
-    spool = read_spool(path, whole=True)
-    there = Path(spool.header.spool_path or "")
-    if spool.is_elsewhere or not there.is_file():
+    header = read_spool(path).header
+    there = Path(header.spool_path or "")
+    if header.run_dir != str(path.parent.resolve()) or not _is_ours(there, header.run_id):
         return
+    fd = os.open(there, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Two folds at once: one of them does it. A lock of the file, which the writer never takes.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink:
+            _bring_home(path, there)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)
+
+
+def _is_ours(there: Path, run_id: str) -> bool:
+    """Whether a spool is a file of this user, in a directory of this run that is safe."""
+    directory = there.parent
+    with contextlib.suppress(OSError):
+        return (
+            directory.name == run_id
+            and directory.parent.name == SPOOLS_ON_NODE
+            and why_unsafe(directory) is None
+            and why_unsafe(directory.parent) is None
+            and there.is_file()
+            and not there.is_symlink()
+            and there.stat().st_uid == os.geteuid()
+        )
+    return False
+
+
+def _bring_home(path: Path, there: Path) -> None:
+    spool = read_spool(path)
+    if spool.is_elsewhere or spool.noted_ending is not None:
+        return  # how it ended stands in the ring alone: both stay
     data = there.read_bytes()
-    summed = sum_up(spool)
-    covered = Covered(len(data), data.count(b"\n"), summed, closed=True)
+    summed = spool.summed_steps + sum_up(spool)
+    covered = Covered(
+        spool_bytes=len(data),
+        spool_lines=data.count(b"\n"),
+        spool_end=crc32(data[-TAIL_BYTES:]),
+        summed_steps=summed,
+        bad_lines={str(number): what for number, what in spool.bad_lines},
+        closed=True,
+    )
     lines = [encode(record) for record in (spool.header, *records_of(spool), covered)]
     os.close(write_new(path, b"".join(lines)))
     if not summed:
-        ring = spool.header.ring_path
-        for name in [there, *([Path(ring)] if ring else [])]:
-            name.unlink(missing_ok=True)
+        there.unlink()
+        ring = Path(spool.header.ring_path or there.with_suffix(RING_SUFFIX))
+        if ring.parent == there.parent:
+            ring.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            there.parent.rmdir()
 
 
 def packed(data: bytes) -> bytes:
@@ -209,13 +266,8 @@ def records_of(spool: Spool) -> list[Record]:
 def sum_up(spool: Spool) -> int:
     """Turns all but the newest steps into sums by window and a sketch; returns how many steps.
 
-    Samples beyond the limit lose every other one of their older half.
+    Their device times go: sums have none.
     """
-    columns: list[list[Any]] = [spool.process_samples, spool.host_samples, spool.gpu_samples]
-    for samples in columns:
-        while len(samples) > 2 * DIGEST_SAMPLES:
-            half = len(samples) // 2
-            samples[:half] = samples[:half:2]
     excess = sum(batch.count for batch in spool.batches) - DIGEST_STEPS
     if excess <= 0:
         return 0
@@ -237,8 +289,25 @@ def sum_up(spool: Spool) -> int:
     spool.sketch = Sketch(known.steps + count, added(known.buckets, buckets))
     spool.sums += [sums_of(window) for piece in old for window in _windows(piece)]
     spool.batches = new
-    spool.device_batches = [b for b in spool.device_batches if b.first_step + b.count > border]
+    spool.device_batches = [
+        _from(batch, border)
+        for batch in spool.device_batches
+        if batch.first_step + batch.count > border
+    ]
     return count
+
+
+def _from(batch: DeviceSteps, border: int) -> DeviceSteps:
+    """Its steps from a number on."""
+    at = max(0, border - batch.first_step)
+    if not at:
+        return batch
+    return DeviceSteps(
+        first_step=border,
+        count=batch.count - at,
+        duration_ns=batch.duration_ns[at:],
+        phase_ns={name: column[at:] for name, column in batch.phase_ns.items()},
+    )
 
 
 def _windows(batch: Steps) -> Iterator[Steps]:

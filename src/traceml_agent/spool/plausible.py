@@ -75,7 +75,10 @@ class StepNumbers:
     def add(self, first: int, count: int) -> bool:
         """Adds these steps; False, and nothing added, if one of them is known."""
         last = first + count - 1
-        if not self._last or first > self._last[-1]:  # as a writer writes them
+        if self._last and first == self._last[-1] + 1:  # as a writer writes them
+            self._last[-1] = last
+            return True
+        if not self._last or first > self._last[-1]:
             self._first.append(first)
             self._last.append(last)
             return True
@@ -147,25 +150,26 @@ def _problem_of_samples(samples: Samples) -> str | None:
         if set(map(type, column)) == {int} and name not in _SIGNED:
             if min(column) < 0 or max(column) > MOST:
                 return f"`{name}` cannot be what it is"
-        elif any(_is_odd(item, name in _SIGNED) for item in column):
+        elif any(_is_odd(item, name in _SIGNED, 2) for item in column):
             return f"`{name}` cannot be what it is"
     return None
 
 
 def _problem_of_sketch(sketch: Sketch) -> str | None:
     counts = sketch.buckets
-    if any(not (n.isascii() and n.isdecimal() and int(n[:5]) <= LAST_BUCKET) for n in counts):
+    if not all(
+        n.isascii() and n.isdecimal() and len(n) < 5 and int(n) <= LAST_BUCKET for n in counts
+    ):
         return "a bucket that cannot be"
     is_whole = 0 < sketch.steps == sum(counts.values()) <= LAST_STEP and min(counts.values()) >= 0
     return None if is_whole else "a count that cannot be"
 
 
-def _is_odd(item: Any, is_signed: bool) -> bool:
-    """Whether a value, or one that it holds, is a number beyond the bounds."""
-    if isinstance(item, dict):
-        return any(_is_odd(value, is_signed) for value in item.values())
-    if isinstance(item, list):
-        return any(_is_odd(value, is_signed) for value in item)
+def _is_odd(item: Any, is_signed: bool, depth: int) -> bool:
+    """Whether a value, or one that it holds, is a number beyond the bounds, or lies too deep."""
+    if isinstance(item, (dict, list)):
+        values = item.values() if isinstance(item, dict) else item
+        return depth == 0 or any(_is_odd(value, is_signed, depth - 1) for value in values)
     if type(item) is not int and type(item) is not float:
         return False
     size = abs(item) if is_signed else item

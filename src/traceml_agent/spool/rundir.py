@@ -27,6 +27,10 @@ _REMOTE_FILE_SYSTEMS = frozenset(
 )
 
 
+SPOOLS_ON_NODE = "spools"
+"""Directory of spools that lie on their node, below that of this user for temporary files."""
+
+
 def make_run_dir(runs_dir: Path, run_id: str) -> Path:
     """Creates `runs_dir/run_id` (0700) and returns it. Raises OSError and UnsafeDirectory."""
     _make_parents(runs_dir)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from traceml_agent.spool.digest import DigestWriter
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+THIN_WAIT_S = 1.0
+"""How long the thinning waits for the digest, in which a disk may hang. Chosen: as exits wait."""
 THINNED_PART = 0.75
 """Thinning touches the oldest three quarters of a spool: the newest steps stay whole."""
 
@@ -76,8 +78,9 @@ class SpoolWriter:
 
         The file is written anew and renamed, so that a reader or a kill finds one or the other.
         """
-        if self.digest is not None:
-            self.digest.update()
+        if self.digest is not None and not self.digest.update(THIN_WAIT_S):
+            self.max_bytes = int(self.max_bytes * 1.1)  # it hangs in a write: thin later
+            return
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = thin_lines(lines)
@@ -92,7 +95,7 @@ class SpoolWriter:
         self.thinned_steps += kept.thinned_steps
         self.size = len(data)
         if self.digest is not None:
-            self.digest.spool_was_rewritten(len(data), data.count(b"\n"))
+            self.digest.spool_was_rewritten(data)
         if self.size > self.max_bytes * 0.9:
             self.max_bytes = self.size * 2  # nothing left to thin: headers, faults, sums
 
@@ -102,7 +105,7 @@ def write_new(path: Path, data: bytes) -> int:
 
     A reader, or a kill, finds the one or the other.
     """
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, _FLAGS, 0o600)
     try:

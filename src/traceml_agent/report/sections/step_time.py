@@ -132,8 +132,9 @@ def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
         "steps": steps,
         "average_ms": sum(part.duration_ns for part in sums) / steps / MS,
     }
+    is_whole = sum(buckets.values()) == steps  # not where spools were thinned to bare sums
     for label, q in QUANTILES[:-1]:
-        value = quantile_of(buckets, q)
+        value = quantile_of(buckets, q) if is_whole else None
         found[f"{label}_ms"] = None if value is None else value / MS
     return found
 
