@@ -11,9 +11,17 @@ from typing import Any
 import orjson
 
 from traceml_agent.errors import NewerSchema, NoRun, TracemlError
+from traceml_agent.report.diagnose.communication import explained
 from traceml_agent.report.diagnose.primary import primary_diagnosis
 from traceml_agent.report.render.text import render_text
-from traceml_agent.report.sections import ledger, process, step_memory, step_time, system
+from traceml_agent.report.sections import (
+    communication,
+    ledger,
+    process,
+    step_memory,
+    step_time,
+    system,
+)
 from traceml_agent.report.sections.shape import Window, mode_of, nodes_of, wall_s
 from traceml_agent.report.view import RankView, RunView, load_run, one_line
 from traceml_agent.schema.summary import FORMAT_VERSION, SUMMARY_JSON, SUMMARY_SCHEMA, SUMMARY_TEXT
@@ -119,9 +127,12 @@ def _payload(view: RunView) -> dict[str, Any]:
     }
     primary = primary_diagnosis(sections["step_time"], sections["system"], sections["step_memory"])
     ledgers = [ledger.build(rank) for rank in view.ranks]
+    talk = communication.build(view, window)
+    residual_ms = sections["step_time"]["global"]["average"]["residual_ms"]
+    primary = explained(primary, talk, residual_ms)
     issues = [
         {"section": name, **issue}
-        for name, built in sections.items()
+        for name, built in {**sections, "communication": talk}.items()
         for issue in built["issues"]
         if issue["severity"] != "info"
     ]
@@ -140,6 +151,7 @@ def _payload(view: RunView) -> dict[str, Any]:
         "analysis_window": _analysis_window(view, window, sections),
         "primary_diagnosis": primary,
         **sections,
+        "communication": talk,
         "text": "",
         "traceml_agent": _about(view),
         "ledger": {"ranks": ledgers},

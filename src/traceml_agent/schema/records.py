@@ -9,6 +9,8 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from traceml_agent.schema.collectives import Collectives, DdpTimes
+
 SPOOL_SCHEMA = "traceml-spool/1"
 """Schema of a spool. The number rises when an older reader would misread a newer file."""
 
@@ -274,6 +276,8 @@ Record = (
     | ProcessSample
     | HostSample
     | GpuSample
+    | Collectives
+    | DdpTimes
     | Event
     | Fault
     | Overhead
@@ -292,6 +296,8 @@ RECORD_TYPES: dict[str, type[Record]] = {
         ProcessSample,
         HostSample,
         GpuSample,
+        Collectives,
+        DdpTimes,
         Event,
         Fault,
         Overhead,
