@@ -157,6 +157,14 @@ def test_what_ddp_measured_is_bounded_by_the_rank_that_waited_least(tmp_path):
     assert found["ddp"]["exposed_transfer_ms"] == pytest.approx([0.0, 3.0])
 
 
+def test_a_call_belongs_to_the_step_of_its_time_whatever_was_closed_when_it_was_noted(tmp_path):
+    late = [max(1, step - 1) for step in range(1, STEPS + 1)]
+    records = [calls([3.0] * STEPS, step=late)]
+    row = communication(tmp_path, records, [calls([1.0] * STEPS)])["communication"]["ranks"]["0"]
+    assert row["calls_per_step"] == 1.0
+    assert row["transfer_ms"] == pytest.approx([1.0, 1.0])
+
+
 def test_a_run_without_collectives_has_a_calm_section_and_no_line(tmp_path):
     payload = communication(tmp_path, [])
     assert payload["communication"]["status"] == "none"

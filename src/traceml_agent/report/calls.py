@@ -5,9 +5,11 @@ time in the call is the transfer and what the library does around it. Any longer
 rank is waiting for the last one. No clock of two machines is compared.
 """
 
+from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass
 
+from traceml_agent.report.series import RankSeries
 from traceml_agent.report.stats import quantile
 from traceml_agent.report.view import RankView
 from traceml_agent.schema.collectives import CollectiveKey, CollectiveSums
@@ -95,10 +97,9 @@ class Aligned:
 def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
     """The calls of a rank within the steps from `first` to `last`.
 
-    Not those before its first step began: they carry its number too.
+    Not those outside any step, such as before the first one.
     """
     series = rank.series
-    begin_ns = series.start_ns[0] if series.steps and series.steps[0] == first else 0
     calls: list[Call] = []
     waits: dict[tuple[CollectiveKey, int], int] = {}  # where the call is
     sums: list[tuple[CollectiveKey, CollectiveSums]] = []
@@ -115,7 +116,8 @@ def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
             batch.phase, batch.part, strict=True
         )  # fmt: skip
         for number, step, seq, start_ns, duration_ns, size, phase, part in rows:
-            if not first <= step <= last or start_ns < begin_ns:
+            within = step_at(series, start_ns, step)
+            if within is None or not first <= within <= last:
                 continue
             key = batch.keys[number]
             if part == WAIT and (place := waits.pop((key, seq), None)) is not None:
@@ -129,9 +131,23 @@ def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
                 waits[key, seq] = len(calls)
             # A wait whose call is not known here counts with its time and no number.
             calls.append(
-                Call(key, step, 0 if part == WAIT else seq, start_ns, duration_ns, size, phase)
+                Call(key, within, 0 if part == WAIT else seq, start_ns, duration_ns, size, phase)
             )
     return RankCalls(rank.rank, calls, sums, lost, cost_ns)
+
+
+def step_at(series: RankSeries, start_ns: int, noted: int) -> int | None:
+    """The step in which a call began; None outside any.
+
+    By time: the number noted at the call is the one before where no loader marks the end of a step,
+    which shows only in the middle of the next. Where single steps were thinned out it has to do.
+    """
+    index = bisect_right(series.start_ns, start_ns) - 1
+    if index >= 0 and start_ns < series.start_ns[index] + series.duration_ns[index]:
+        return series.steps[index]
+    if any(part.first_step <= noted < part.first_step + part.count for part in series.sums):
+        return noted
+    return None
 
 
 def can_be_aligned(key: CollectiveKey) -> bool:

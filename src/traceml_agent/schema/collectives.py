@@ -35,7 +35,7 @@ class Collectives:
     kind: ClassVar[str] = "collectives"
     keys: list[CollectiveKey]
     key: list[int]  # index into keys
-    step: list[int]  # the step it fell into
+    step: list[int]  # last closed step + 1, when it was called
     seq: list[int]  # number of the call in its group, from 1; 0: between two ranks, not numbered
     start_ns: list[int]
     duration_ns: list[int]  # host time in the call
