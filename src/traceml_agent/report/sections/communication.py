@@ -81,7 +81,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
         "what_if_no_transfer": _what_if(transfers),
         "dominant": _dominant(rows),
         "ddp": ddp,
-        "lost_calls": sum(rank.lost for rank in calls),
+        "lost_calls": max(rank.lost for rank in calls),
         "issues": issues,
     }
 
