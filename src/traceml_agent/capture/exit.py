@@ -99,6 +99,7 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
         return False
     with guard("last step"):
         SESSION.tracker.finish()
+    SESSION.look()
     if _LEAVING.loop is not None:
         with guard("stop samplers"):
             _LEAVING.loop.stop()

@@ -6,6 +6,7 @@ import threading
 import time
 from _thread import get_ident
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.audit import RECORDER, Audit
@@ -16,7 +17,7 @@ from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.config import Config, resolve
-from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard
+from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard, guarded
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Session:
         self.torch_imported_ns: int | None = None
         self.script: str | None = None
         self.discovery: Any = None  # of the forward patch
+        self.collectives: Any = None  # of the collectives patch
+        self.looks: list[Callable[[], None]] = []  # done now and then, and at the end
         self.compiled = False
         self._may_use_cuda = False
         self.statuses: dict[str, str] = {}
@@ -55,6 +58,7 @@ class Session:
         self.refusal: str | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self.strategies: set[str] = set()
+        self.latest: dict[str, Record] = {}  # records of which only the last one matters
         self._told: tuple[dict[str, str], list[int]] = ({}, [])
 
     def arm(self, torch: Any) -> None:
@@ -87,7 +91,7 @@ class Session:
                 self.events.extend(restored_events(self.torch))
             recorder.pending = self.pending_records
             self.recorder = recorder
-            Audit(self.tracker, self.config.max_overhead, self.shut)
+            Audit(self.tracker, self.config.max_overhead, self.shut).on_turn = self.look
             if self.on_active is not None:
                 self.on_active(self, recorder)
             recorder.activate_ns = time.perf_counter_ns() - begun
@@ -137,6 +141,11 @@ class Session:
 
     def _shut_after_faults(self, patch: str) -> None:
         self.shut(patch, f"switched off after {FAULT_LIMIT} errors of its own")
+
+    def look(self) -> None:
+        """Looks at what is not told: called in the training thread, seldom."""
+        for look in self.looks:
+            guarded("look", look)
 
     def note_event(
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]
@@ -197,6 +206,7 @@ class Session:
         self._told = (statuses, outside)
         while self.events:
             records.append(self.events.popleft())
+        records.extend(self._collective_records())
         if self.recorder is not None:
             records.extend(self.recorder.new_faults())
         device = self.tracker.device
@@ -206,10 +216,19 @@ class Session:
             )
         return records
 
+    def _collective_records(self) -> "list[Record]":
+        records: list[Record] = [self.latest.pop(name) for name in list(self.latest)]
+        if self.collectives is not None:
+            records.extend(self.collectives.take(self.tracker.step, self.config.max_overhead))
+        return records
+
     def hot_path_ns(self) -> int | None:
         """What the patches cost so far; None while too few steps were audited."""
         audit: Audit | None = self.tracker.audit
-        return None if audit is None else audit.total_ns()
+        cost = None if audit is None else audit.total_ns()
+        if cost is None or self.collectives is None:
+            return cost
+        return cost + int(self.collectives.log.cost_ns)
 
 
 SESSION = Session()

@@ -9,6 +9,7 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from traceml_agent.schema.collectives import Collectives, DdpTimes
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 
 SPOOL_SCHEMA = "traceml-spool/1"
@@ -280,6 +281,8 @@ Record = (
     | ProcessSample
     | HostSample
     | GpuSample
+    | Collectives
+    | DdpTimes
     | Event
     | Stall
     | ProcessGroups
@@ -300,6 +303,8 @@ RECORD_TYPES: dict[str, type[Record]] = {
         ProcessSample,
         HostSample,
         GpuSample,
+        Collectives,
+        DdpTimes,
         Event,
         Stall,
         ProcessGroups,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from traceml_agent.errors import NewerSchema, TracemlError
+from traceml_agent.schema.collectives import Collectives, DdpTimes
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     SPOOL_SCHEMA,
@@ -52,6 +53,8 @@ class Spool:
     process_samples: list[ProcessSample] = field(default_factory=list)
     host_samples: list[HostSample] = field(default_factory=list)
     gpu_samples: list[GpuSample] = field(default_factory=list)
+    collectives: list[Collectives] = field(default_factory=list)
+    ddp: dict[int, DdpTimes] = field(default_factory=dict)  # by model
     events: list[Event] = field(default_factory=list)
     stalls: list[Stall] = field(default_factory=list)
     process_groups: list[ProcessGroups] = field(default_factory=list)
@@ -151,6 +154,10 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.host_samples.append(record)
     elif isinstance(record, GpuSample):
         spool.gpu_samples.append(record)
+    elif isinstance(record, Collectives):
+        spool.collectives.append(record)
+    elif isinstance(record, DdpTimes):
+        spool.ddp[record.model] = record
     elif isinstance(record, Event):
         spool.events.append(record)
     elif isinstance(record, Stall):

@@ -8,6 +8,7 @@ from typing import Any
 
 from traceml_agent.errors import TracemlError
 from traceml_agent.report.render.attempts import attempt_lines
+from traceml_agent.report.render.communication import communication_text
 from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.schema.phases import PHASES
@@ -35,6 +36,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_step_table(payload),
         *rank_table(payload["step_time"]),
         *_throughput(payload),
+        *_communication(payload),
         *_resources(payload),
         *_other_findings(payload),
         *_attempts(payload),
@@ -155,6 +157,11 @@ def _throughput(payload: dict[str, Any]) -> list[str]:
     if batches and batches > 1.01:
         text += f", {rate(batches)} micro-batches a step"
     return [text]
+
+
+def _communication(payload: dict[str, Any]) -> list[str]:
+    text = communication_text(payload)
+    return [] if text is None else _wrapped("Communication ", text)[:3]
 
 
 def _resources(payload: dict[str, Any]) -> list[str]:

@@ -1,0 +1,57 @@
+"""CollectiveLog: the calls of collectives until the sampler thread takes them.
+
+The training thread appends one tuple a call and nothing else.
+"""
+
+from collections import deque
+
+ROWS_LIMIT = 16_384
+"""Calls kept between two flushes, in 3 MB. Chosen: 32,000 calls a second for flushes of 0.5 s."""
+PENDING_LIMIT = 4096
+"""Async calls whose handle was not waited for."""
+
+CALL, ASYNC_CALL, WAIT = range(3)
+"""Parts of a call: one that blocks as torch defines it, the start of an async one, and the wait for
+its handle."""
+
+Key = tuple[str, str, int, str, int]
+"""Operation, group, its size, its backend, and whether the host waits in the call (1) or not."""
+Row = tuple[int, int, int, int, int, int | None, int, int]
+"""Key, step, number in the group, start, duration, bytes, open phase (-1: none), part."""
+
+
+class CollectiveLog:
+    """Written by the training thread, emptied by the sampler thread."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Starts anew, in a child process after fork."""
+        self.busy = False  # inside a collective: those that it calls belong to it
+        self.rows: deque[Row] = deque(maxlen=ROWS_LIMIT)
+        self.keys: dict[Key, int] = {}
+        self.pending: dict[int, tuple[int, int]] = {}  # id of a handle: key, number in the group
+        self.noted = 0
+        self.cost_ns = 0  # what noting cost the training thread
+        self._taken = 0
+        self.lost = 0
+
+    def number(self, key: Key) -> int:
+        """The number of a key, for the rows."""
+        return self.keys.setdefault(key, len(self.keys))
+
+    def expect(self, handle: int, key: int, seq: int) -> None:
+        """A call returned a handle: its wait belongs to the call."""
+        if len(self.pending) >= PENDING_LIMIT:
+            self.pending.clear()
+        self.pending[handle] = (key, seq)
+
+    def take(self) -> list[Row]:
+        """The rows since the last time; in the sampler thread."""
+        noted = self.noted
+        rows = [self.rows.popleft() for _ in range(len(self.rows))]
+        self._taken += len(rows)
+        # A row that came while these were taken was not counted before: it is no loss.
+        self.lost = max(self.lost, noted - self._taken)
+        return rows
