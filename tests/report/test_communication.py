@@ -96,7 +96,7 @@ def test_calls_that_are_only_enqueued_say_nothing_about_transfer(tmp_path):
     assert row["enqueue_ms"] == pytest.approx(6.0)
     assert (row["host_ms"], row["share"]) == (None, None)
     assert (row["transfer_ms"], row["waiting_ms"]) == (None, None)
-    assert "enqueue" in row["operations"][0]["reason"]
+    assert "on this backend" in row["operations"][0]["reason"]
     assert found["what_if_no_transfer"] is None
 
 

@@ -4,6 +4,8 @@ The training thread appends one tuple a call and nothing else.
 """
 
 from collections import deque
+from typing import Any
+from weakref import ref
 
 ROWS_LIMIT = 16_384
 """Calls kept between two flushes, in 3 MB. Chosen: 32,000 calls a second for flushes of 0.5 s."""
@@ -31,7 +33,7 @@ class CollectiveLog:
         self.busy = False  # inside a collective: those that it calls belong to it
         self.rows: deque[Row] = deque(maxlen=ROWS_LIMIT)
         self.keys: dict[Key, int] = {}
-        self.pending: dict[int, tuple[int, int]] = {}  # id of a handle: key, number in the group
+        self.pending: dict[int, tuple[ref[Any], int, int]] = {}  # by id of a handle
         self.noted = 0
         self.cost_ns = 0  # what noting cost the training thread
         self._taken = 0
@@ -41,11 +43,19 @@ class CollectiveLog:
         """The number of a key, for the rows."""
         return self.keys.setdefault(key, len(self.keys))
 
-    def expect(self, handle: int, key: int, seq: int) -> None:
+    def expect(self, handle: Any, key: int, seq: int) -> None:
         """A call returned a handle: its wait belongs to the call."""
         if len(self.pending) >= PENDING_LIMIT:
             self.pending.clear()
-        self.pending[handle] = (key, seq)
+        self.pending[id(handle)] = (ref(handle), key, seq)
+
+    def expected(self, handle: Any) -> tuple[int, int] | None:
+        """Key and number of the call that returned this handle, once.
+
+        A handle that nobody waited for may have left its id to another one.
+        """
+        found = self.pending.pop(id(handle), None)
+        return found[1:] if found is not None and found[0]() is handle else None
 
     def take(self) -> list[Row]:
         """The rows since the last time; in the sampler thread."""

@@ -9,28 +9,65 @@ from time import perf_counter_ns as clock
 
 from traceml_agent.capture.audit import LEAST_COST_NS
 from traceml_agent.capture.collective_log import CollectiveLog, Row
-from traceml_agent.schema.collectives import CollectiveKey, Collectives, CollectiveSums
+from traceml_agent.schema.collectives import (
+    DENSE_STEPS,
+    SPARSE,
+    CollectiveKey,
+    Collectives,
+    CollectiveSums,
+)
 
 KEPT_A_STEP = 4
 """Calls a step that are kept one by one, on average: whole steps, one of so many that this holds.
-Chosen: 200 bytes a step at most, six times a step itself."""
-DENSE_STEPS = 2048
-SPARSE = 4
-"""After so many steps only one of four of the steps that would be kept is."""
+Chosen: 130 bytes a step, and a sixteenth of it in the long run."""
+LARGE_JOB = 128
+"""Ranks from which on each rank keeps fewer steps, as many as its job has more of them. Chosen: so
+that a job of any size leaves about as many calls to align."""
+SPREAD = 2_654_435_761
+"""A prime near 2 to the power of 32 over the golden ratio: multiples of it fall evenly over that
+range, so that no habit of a loop, such as a log every 16 steps, is always kept or never. Source:
+Knuth, The Art of Computer Programming, volume 3, section 6.4."""
 MOST_OF_A_STEP = 1024
 """Calls of one step that are kept one by one: a step may hold an hour of evaluation."""
 STRIKES = 3
 """Flushes in a row over the budget. Chosen: in one, a neighbour may have had the processor."""
 
 
+def is_chosen(step: int, stride: int) -> bool:
+    """Whether a step is among those kept, one of `stride`; those of a longer one are among them."""
+    return step * SPREAD % (1 << 32) < (1 << 32) // stride
+
+
+class _Choice:
+    """Chooses whole steps by how many calls the step before had."""
+
+    def __init__(self, world_size: int) -> None:
+        self._least = max(1, world_size // LARGE_JOB)
+        self._step = 0
+        self._calls = 0
+        self._keeps = True
+
+    def keeps(self, step: int) -> bool:
+        """Whether a call of this step is kept."""
+        if step != self._step:
+            stride = self._least
+            while stride * KEPT_A_STEP < self._calls:
+                stride *= 2
+            if step > DENSE_STEPS:
+                stride *= SPARSE
+            self._keeps = is_chosen(step, stride)
+            self._step, self._calls = step, 0
+        self._calls += 1
+        return self._keeps and self._calls <= MOST_OF_A_STEP
+
+
 class CallKeeper:
     """Turns the rows of the log into records; in the sampler thread."""
 
-    def __init__(self, log: CollectiveLog) -> None:
+    def __init__(self, log: CollectiveLog, world_size: int) -> None:
         self._log = log
-        self._step = 0
-        self._in_step = 0
-        self._keeps = True
+        # Apart: of calls between two ranks one rank makes more than another.
+        self._of_groups, self._of_pairs = _Choice(world_size), _Choice(world_size)
         self._strikes = 0
         self._judged = (clock(), log.cost_ns, 0)
 
@@ -42,24 +79,13 @@ class CallKeeper:
         kept: list[Row] = []
         sums: dict[tuple[int, int], CollectiveSums] = {}
         for row in rows:
-            if self._is_kept(row[1]):
+            choice = self._of_groups if row[2] else self._of_pairs
+            if choice.keeps(row[1]):
                 kept.append(row)
             else:
                 place = (row[0], row[7])
                 sums[place] = _added(sums.get(place), row)
         return [_record(self._log, kept, sums.values())]
-
-    def _is_kept(self, step: int) -> bool:
-        if step != self._step:
-            stride = 1
-            while stride * KEPT_A_STEP < self._in_step:
-                stride *= 2
-            if step > DENSE_STEPS:
-                stride *= SPARSE
-            self._keeps = step % stride == 0
-            self._step, self._in_step = step, 0
-        self._in_step += 1
-        return self._keeps and self._in_step <= MOST_OF_A_STEP
 
     def judge(self, step: int, limit_percent: float, shut: Callable[[str], None]) -> None:
         """Shuts the patch where noting calls cost more than its budget several times in a row."""

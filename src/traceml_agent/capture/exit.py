@@ -97,9 +97,9 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     recorder = SESSION.recorder
     if recorder is None:
         return False
+    SESSION.look()
     with guard("last step"):
         SESSION.tracker.finish()
-    SESSION.look()
     if _LEAVING.loop is not None:
         with guard("stop samplers"):
             _LEAVING.loop.stop()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
@@ -135,6 +136,8 @@ class Session:
         for name in self.gates if patch == RECORDER else (patch,):
             self.gates[name].shut = True
             self.set_status(name, reason)
+        if patch == RECORDER and self.collectives is not None:
+            self.collectives.shut(reason)
         with guard("breaker"):
             # From here on updates may show by the version of a parameter only: read it now.
             self.tracker.probe.version_moved()
@@ -143,9 +146,15 @@ class Session:
         self.shut(patch, f"switched off after {FAULT_LIMIT} errors of its own")
 
     def look(self) -> None:
-        """Looks at what is not told: called in the training thread, seldom."""
-        for look in self.looks:
-            guarded("look", look)
+        """Looks at what is not told, seldom, and only in the training thread while it is at rest.
+
+        DistributedDataParallel and a backward pass that hangs share a lock: a look from a watchdog
+        that is about to end such a process, or from a hook within backward, would wait for ever.
+        """
+        at_rest = self.tracker.phase == NONE and not self.gates["backward"].shut
+        if at_rest and get_ident() == self.tracker.owner:
+            for look in self.looks:
+                guarded("look", look)
 
     def note_event(
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]

@@ -1,18 +1,21 @@
 """Calls of collectives as the ranks made them, and the same call aligned over its ranks.
 
-In a collective that needs something of every rank, the rank that arrives last waits for nobody: its
-time in the call is the transfer and what the library does around it. Any longer time of another
-rank is waiting for the last one. No clock of two machines is compared.
+In a collective that needs something of every rank, the rank that arrives last waits for nobody:
+from its call to the end there is the transfer and what the library does around it. What another
+rank takes longer is waiting for the last one. No clock of two machines is compared.
+
+Of an async call the host feels only what is left when it waits for the handle. Of that the transfer
+is at most what lies after the host's own work in between; with less work it would have felt more.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from traceml_agent.report.series import RankSeries
 from traceml_agent.report.stats import quantile
 from traceml_agent.report.view import RankView
-from traceml_agent.schema.collectives import CollectiveKey, CollectiveSums
+from traceml_agent.schema.collectives import DENSE_STEPS, SPARSE, CollectiveKey, CollectiveSums
 
 FULL_SYNC = frozenset(
     (
@@ -46,15 +49,17 @@ CALL, ASYNC_CALL, WAIT = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of one rank; `host_ns` is the time in it and in the wait for its handle."""
+    """One call of one rank."""
 
     key: CollectiveKey
     step: int
     seq: int
     start_ns: int
-    host_ns: int
+    host_ns: int  # in the call, and in the wait for its handle
+    span_ns: int  # from its begin to the end of that wait
     bytes: int | None
-    phase: int | None
+    weight: int  # how many calls it stands for
+    waited: bool  # it blocked, or the wait for its handle was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,10 @@ class RankCalls:
 
     rank: int
     calls: list[Call]
+    phase_ns: dict[tuple[CollectiveKey, int | None], int]  # weighted, by the open phase
+    stray_ns: dict[CollectiveKey, int]  # in waits whose call was in a step that was not kept
     sums: list[tuple[CollectiveKey, CollectiveSums]]
     lost: int
-    cost_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +79,28 @@ class Aligned:
     """One call on all ranks of its group."""
 
     key: CollectiveKey
-    seq: int
     step: int
     bytes: int | None
-    host_ns: dict[int, int]  # rank: its time in the call
+    weight: int
+    last_rank: int  # that came last: the one with the shortest span
+    transfer_ns: tuple[int, int]  # of that rank: its host time, and its span
+    host_ns: dict[int, int]  # by rank
+    span_ns: dict[int, int]
+
+    def transfer_of(self, rank: int, least_ns: float) -> tuple[float, float]:
+        """What of the host time of a rank was transfer, at least and at most.
+
+        `least_ns` is what a transfer like this one takes at least.
+        """
+        host_ns = self.host_ns[rank]
+        own_work_ns = self.span_ns[rank] - host_ns
+        most = min(host_ns, max(0, self.transfer_ns[1] - own_work_ns))
+        return min(most, max(0.0, least_ns - own_work_ns)), most
 
     @property
-    def transfer_ns(self) -> int:
-        """The most that the transfer can have taken: the time of the rank that came last."""
-        return min(self.host_ns.values())
-
-    @property
-    def last_rank(self) -> int:
-        """The rank that came last: the one that waited least."""
-        return min(self.host_ns, key=lambda rank: (self.host_ns[rank], rank))
-
-    @property
-    def spread_ns(self) -> int:
+    def wait_ns(self) -> int:
         """The longest wait for the last rank."""
-        return max(self.host_ns.values()) - self.transfer_ns
+        return max(host - round(self.transfer_of(r, 0.0)[1]) for r, host in self.host_ns.items())
 
 
 def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
@@ -99,41 +108,50 @@ def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
 
     Not those outside any step, such as before the first one.
     """
-    series = rank.series
-    calls: list[Call] = []
+    found = RankCalls(rank.rank, [], defaultdict(int), defaultdict(int), [], 0)
     waits: dict[tuple[CollectiveKey, int], int] = {}  # where the call is
-    sums: list[tuple[CollectiveKey, CollectiveSums]] = []
-    lost = cost_ns = 0
+    lost = 0
     for batch in rank.spool.collectives:
-        lost, cost_ns = max(lost, batch.lost), max(cost_ns, batch.cost_ns)
-        sums += [
+        lost = max(lost, batch.lost)
+        found.sums.extend(
             (batch.keys[part.key], part)
             for part in batch.sums
             if part.last_step >= first and part.first_step <= last
-        ]
+        )
         rows = zip(
             batch.key, batch.step, batch.seq, batch.start_ns, batch.duration_ns, batch.bytes,
             batch.phase, batch.part, strict=True
         )  # fmt: skip
-        for number, step, seq, start_ns, duration_ns, size, phase, part in rows:
-            within = step_at(series, start_ns, step)
-            if within is None or not first <= within <= last:
+        for number, noted, seq, start_ns, duration_ns, size, phase, part in rows:
+            step = step_at(rank.series, start_ns, noted)
+            if step is None or not first <= step <= last:
                 continue
             key = batch.keys[number]
-            if part == WAIT and (place := waits.pop((key, seq), None)) is not None:
-                before = calls[place]
-                host_ns = before.host_ns + duration_ns
-                calls[place] = Call(
-                    key, before.step, seq, before.start_ns, host_ns, before.bytes, before.phase
-                )
+            weight = SPARSE if noted > DENSE_STEPS else 1
+            found.phase_ns[key, phase] += weight * duration_ns
+            if part == WAIT:
+                place = waits.get((key, seq))
+                if place is None:
+                    found.stray_ns[key] += duration_ns
+                else:
+                    found.calls[place] = _with_wait(found.calls[place], start_ns, duration_ns)
                 continue
             if part == ASYNC_CALL and seq:
-                waits[key, seq] = len(calls)
-            # A wait whose call is not known here counts with its time and no number.
-            calls.append(
-                Call(key, within, 0 if part == WAIT else seq, start_ns, duration_ns, size, phase)
+                waits[key, seq] = len(found.calls)
+            waited = part != ASYNC_CALL
+            found.calls.append(
+                Call(key, step, seq, start_ns, duration_ns, duration_ns, size, weight, waited)
             )
-    return RankCalls(rank.rank, calls, sums, lost, cost_ns)
+    return replace(found, lost=lost)
+
+
+def _with_wait(call: Call, start_ns: int, duration_ns: int) -> Call:
+    return replace(
+        call,
+        host_ns=call.host_ns + duration_ns,
+        span_ns=max(call.host_ns + duration_ns, start_ns + duration_ns - call.start_ns),
+        waited=True,
+    )
 
 
 def step_at(series: RankSeries, start_ns: int, noted: int) -> int | None:
@@ -155,35 +173,56 @@ def can_be_aligned(key: CollectiveKey) -> bool:
     return bool(key.blocking) and key.op in FULL_SYNC and key.group_size > 1
 
 
-def align(ranks: list[RankCalls]) -> list[Aligned]:
-    """The calls that every rank of their group made, as the same operation in the same step."""
-    total = sum(len(rank.calls) for rank in ranks)
-    stride = -(-total // ALIGNED_ROWS) or 1
-    found: dict[tuple[str, int], dict[int, Call]] = defaultdict(dict)
+def stride_of(ranks: list[RankCalls]) -> int:
+    """One of how many steps is aligned."""
+    return -(-sum(len(rank.calls) for rank in ranks) // ALIGNED_ROWS) or 1
+
+
+def align(ranks: list[RankCalls], stride: int = 1) -> list[Aligned]:
+    """The calls that every rank of their group made, as the same operation in the same step.
+
+    Only of steps in which the ranks of a group made the same calls: where one of them made a call
+    more somewhere, numbers that are equal from then on mean different calls.
+    """
+    steps: dict[tuple[str, int], dict[int, list[Call]]] = defaultdict(lambda: defaultdict(list))
     for rank in ranks:
         for call in rank.calls:
-            if call.seq and call.step % stride == 0 and can_be_aligned(call.key):
-                found[call.key.group, call.seq][rank.rank] = call
+            if call.seq and call.step % stride == 0 and call.key.group_size > 1:
+                steps[call.key.group, call.step][rank.rank].append(call)
     aligned = []
-    for (_, seq), of_ranks in found.items():
-        calls = list(of_ranks.values())
-        first = calls[0]
-        if len(calls) == first.key.group_size and all(
-            call.key == first.key and call.step == first.step for call in calls
-        ):
-            host_ns = {rank: call.host_ns for rank, call in of_ranks.items()}
-            aligned.append(Aligned(first.key, seq, first.step, first.bytes, host_ns))
+    for of_ranks in steps.values():
+        lists = list(of_ranks.values())
+        if len(lists) == lists[0][0].key.group_size and len({len(calls) for calls in lists}) == 1:
+            rows = list(zip(*lists, strict=True))
+            if all(_is_one_call(row) for row in rows):
+                ids = list(of_ranks)
+                aligned += [_aligned(ids, row) for row in rows if can_be_aligned(row[0].key)]
     return aligned
 
 
-def transfer_bounds(aligned: list[Aligned]) -> dict[CollectiveKey, tuple[float, float]]:
-    """For each kind of call the least and the most time that the transfers took in all."""
+def _is_one_call(row: tuple[Call, ...]) -> bool:
+    first = row[0]
+    return all(call.seq == first.seq and call.key == first.key for call in row)
+
+
+def _aligned(ranks: list[int], row: tuple[Call, ...]) -> Aligned:
+    place = min(range(len(row)), key=lambda i: (row[i].span_ns, ranks[i]))
+    last = row[place]
+    return Aligned(
+        key=last.key,
+        step=last.step,
+        bytes=last.bytes,
+        weight=last.weight,
+        last_rank=ranks[place],
+        transfer_ns=(last.host_ns, last.span_ns),
+        host_ns=dict(zip(ranks, (call.host_ns for call in row), strict=True)),
+        span_ns=dict(zip(ranks, (call.span_ns for call in row), strict=True)),
+    )
+
+
+def least_transfers(aligned: list[Aligned]) -> dict[tuple[CollectiveKey, int | None], float]:
+    """For each kind and size of call, what its transfer takes at least."""
     times: dict[tuple[CollectiveKey, int | None], list[int]] = defaultdict(list)
     for call in aligned:
-        times[call.key, call.bytes].append(call.transfer_ns)
-    bounds: dict[CollectiveKey, tuple[float, float]] = {}
-    for (key, _), values in times.items():
-        least = quantile(sorted(values), FASTEST) or 0.0
-        low, high = bounds.get(key, (0.0, 0.0))
-        bounds[key] = (low + sum(min(least, v) for v in values), high + sum(values))
-    return bounds
+        times[call.key, call.bytes].append(call.transfer_ns[0])
+    return {like: quantile(sorted(values), FASTEST) or 0.0 for like, values in times.items()}

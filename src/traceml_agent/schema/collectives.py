@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+DENSE_STEPS = 256
+SPARSE = 16
+"""Of the steps after the first 256, one of sixteen of those is kept that would be kept else: such a
+call stands for sixteen. Chosen: each rank of a job leaves some thousand calls, whatever it does."""
+
 
 @dataclass(frozen=True, slots=True)
 class CollectiveKey:

@@ -68,7 +68,7 @@ class Watch:
         self.log = CollectiveLog()
         self.keeper: CallKeeper | None = None
         self.c10d = torch.distributed.distributed_c10d
-        self.gate = SESSION.gates[PATCH] = Gate()
+        self.gate = Gate()  # not among those of the session: without it steps are closed as before
         self.is_compiling = compiling_test(torch)
         self.work_type = self.c10d.Work
         self.plain_types = (torch.Tensor, torch.nn.Parameter)
@@ -76,6 +76,9 @@ class Watch:
         frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
         self._set_dynamo = getattr(frames, "set_eval_frame", None)
         self.groups: dict[str, Group] = {}
+        # Groups whose calls are collected, and made when the context that collects them ends.
+        state = getattr(getattr(self.c10d, "_world", None), "pg_coalesce_state", None)
+        self.coalescing: dict[Any, Any] = {} if state is None else state
 
     def forget(self) -> None:
         """In a forked child: its groups and calls are its own."""
@@ -88,13 +91,16 @@ class Watch:
         if self.keeper is None:
             from traceml_agent.capture.collective_records import CallKeeper
 
-            self.keeper = CallKeeper(self.log)
+            recorder = SESSION.recorder
+            world_size = 1 if recorder is None else recorder.identity.world_size
+            self.keeper = CallKeeper(self.log, world_size)
         records = self.keeper.records()
         if records:
-            self.keeper.judge(step, limit_percent, self._shut)
+            self.keeper.judge(step, limit_percent, self.shut)
         return records
 
-    def _shut(self, reason: str) -> None:
+    def shut(self, reason: str) -> None:
+        """Lets every call pass from now on."""
         self.gate.shut = True
         SESSION.set_status(PATCH, reason)
 
@@ -119,6 +125,10 @@ class Watch:
         """Keeps a call that returned."""
         try:
             start, step, phase = begun
+            if group is None:
+                group = self.c10d._get_default_group()
+            if self.coalescing and group in self.coalescing:
+                return  # only collected: torch makes it later, in a call that is not watched
             known = self._group(group)
             if known is None:
                 return  # this process is no member, and torch did nothing
@@ -131,21 +141,22 @@ class Watch:
             seq, part = 0, CALL
             if name not in POINT_TO_POINT:
                 seq = known.seq = known.seq + 1
-            if isinstance(result, (self.work_type, list)):
+            if result is not None and not isinstance(result, int):  # recv returns a rank
                 part = ASYNC_CALL
                 for work in result if isinstance(result, list) else (result,):
-                    self.log.expect(id(work), key, seq)
+                    if isinstance(work, self.work_type):  # else a future: its wait is not seen
+                        self.log.expect(work, key, seq)
             self.log.rows.append((key, step, seq, start, ended - start, size, phase, part))
             self.log.noted += 1
             self.log.cost_ns += min(clock() - ended, COST_LIMIT_NS)
         except INTERNAL as error:
             self.fail(error)
 
-    def note_wait(self, handle: int, begun: tuple[int, int, int], ended: int) -> None:
+    def note_wait(self, handle: Any, begun: tuple[int, int, int], ended: int) -> None:
         """Keeps the wait for the handle of an async call."""
         try:
             start, step, phase = begun
-            expected = self.log.pending.pop(handle, None)
+            expected = self.log.expected(handle)
             if expected is not None:
                 key, seq = expected
                 row = (key, step, seq, start, ended - start, None, phase, WAIT)
@@ -159,11 +170,9 @@ class Watch:
         """An error of ours stops here; after some of them the patch passes through."""
         fault(PATCH, error)
         if is_off(PATCH):
-            self._shut("switched off after errors of its own")
+            self.shut("switched off after errors of its own")
 
     def _group(self, group: Any) -> Group | None:
-        if group is None:
-            group = self.c10d._get_default_group()
         name = getattr(group, "group_name", None)
         if name is None:
             return None

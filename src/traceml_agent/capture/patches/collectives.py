@@ -141,7 +141,7 @@ def _wait(watch: Watch, original: Any) -> Any:
         except BaseException as error:
             hide_frame(error)
             raise
-        watch.note_wait(id(self), begun, ended)
+        watch.note_wait(self, begun, ended)
         return result
 
     like(wait, original)
@@ -157,6 +157,9 @@ def _disguised(wrapper: Any, original: Any) -> Any:
     """
     like(wrapper, original)
     wrapper.__dict__.update(original.__dict__)  # __wrapped__ and __deprecated__, of torch
+    for name in ("__annotations__", "__annotate__"):  # the second one since Python 3.14
+        if hasattr(original, name):
+            setattr(wrapper, name, getattr(original, name))
     if not hasattr(original, "__wrapped__"):
         wrapper.__signature__ = inspect.signature(original)
     file_name = original.__code__.co_filename + UNCOUNTED

@@ -1,55 +1,20 @@
 """Section communication: the collectives that Python called, waiting told apart from transfer."""
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any
 
-from traceml_agent.report.calls import (
-    Aligned,
-    RankCalls,
-    align,
-    calls_of,
-    can_be_aligned,
-    transfer_bounds,
-)
+from traceml_agent.report.call_figures import Figures, Split, figures_of, split_of, told_by
+from traceml_agent.report.calls import Aligned, align, calls_of, stride_of
 from traceml_agent.report.diagnose.communication import Transfers, diagnose
 from traceml_agent.report.sections.shape import Window
 from traceml_agent.report.stats import median
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.collectives import CollectiveKey
-from traceml_agent.schema.phases import PHASES
 
 MS = 1e6
 CLEAR_WAIT_NS = 1_000_000
 """A call counts in who arrives last if some rank waited 1 ms. Chosen: below, the scheduler of the
 machine decides."""
-ALIGNED_LEAST = 0.9
-"""Part of the calls kept that must be found on all ranks, or waiting stays unknown. Chosen: the
-few at both ends of a run are never complete; more mean that ranks did not call alike."""
-
-_ENQUEUED = "the host only enqueues these calls: its time says nothing about waiting or transfer"
-_NOT_ALL = "not every rank of the group was seen making these calls"
-_NO_SYNC = "ranks may leave this operation before all have come: waiting cannot be told apart"
-
-
-@dataclass(slots=True)
-class _Figures:
-    """Sums over the window of one kind of call of one rank."""
-
-    calls: float = 0.0
-    kept: int = 0
-    host_ns: float = 0.0
-    bytes: float | None = 0.0
-    phase_ns: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """Of the host time of one kind of call: fractions that were transfer, at least and at most."""
-
-    low: float | None
-    high: float | None
-    reason: str | None = None
 
 
 def build(view: RunView, window: Window) -> dict[str, Any]:
@@ -64,9 +29,14 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     calls = [calls_of(rank, first, last) for rank in ranks]
     if not any(rank.calls or rank.sums for rank in calls):
         return _nothing("none", ddp)
-    aligned = align(calls)
-    figures = {rank.rank: _figures(rank, first, last) for rank in calls}
-    splits = {rank.rank: _splits(rank.rank, figures[rank.rank], aligned) for rank in calls}
+    stride = stride_of(calls)
+    aligned = align(calls, stride)
+    figures = {rank.rank: figures_of(rank, first, last, stride) for rank in calls}
+    told = told_by(aligned)
+    splits = {
+        rank: {key: split_of(key, sums, told.get((rank, key))) for key, sums in of_rank.items()}
+        for rank, of_rank in figures.items()
+    }
     step_ms = {rank.rank: _step_ms(rank, first, last) for rank in ranks}
     rows = {str(rank): _row(figures[rank], splits[rank], step_ms[rank], steps) for rank in figures}
     transfers = _transfers(rows, window.steps_analyzed)
@@ -108,60 +78,9 @@ def _nothing(status: str, ddp: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(rank: RankCalls, first: int, last: int) -> dict[CollectiveKey, _Figures]:
-    found: dict[CollectiveKey, _Figures] = defaultdict(_Figures)
-    for call in rank.calls:
-        sums = found[call.key]
-        sums.host_ns += call.host_ns
-        sums.phase_ns["none" if call.phase is None else PHASES[call.phase]] += call.host_ns
-        sums.kept += call.seq > 0
-        sums.calls += 1
-        sums.bytes = _plus(sums.bytes, call.bytes)
-    for key, part in rank.sums:
-        # Sums of a few hundred steps may reach over the end of the window: the part that lies in.
-        inside = min(last, part.last_step) - max(first, part.first_step) + 1
-        portion = inside / (part.last_step - part.first_step + 1)
-        sums = found[key]
-        sums.host_ns += portion * part.duration_ns
-        if part.part != 2:  # a wait is no call of its own
-            sums.calls += portion * part.calls
-            sums.bytes = _plus(sums.bytes, None if part.bytes is None else portion * part.bytes)
-    return dict(found)
-
-
-def _plus(total: float | None, value: float | None) -> float | None:
-    return None if total is None or value is None else total + value
-
-
-def _splits(
-    rank: int, figures: dict[CollectiveKey, _Figures], aligned: list[Aligned]
-) -> dict[CollectiveKey, _Split]:
-    own = [call for call in aligned if rank in call.host_ns]
-    bounds = transfer_bounds(own)
-    host_ns: dict[CollectiveKey, int] = defaultdict(int)
-    count: Counter[CollectiveKey] = Counter()
-    for call in own:
-        host_ns[call.key] += call.host_ns[rank]
-        count[call.key] += 1
-    found = {}
-    for key, sums in figures.items():
-        if not key.blocking:
-            found[key] = _Split(None, None, _ENQUEUED)
-        elif key.group_size < 2:
-            found[key] = _Split(1.0, 1.0)
-        elif not can_be_aligned(key):
-            found[key] = _Split(0.0, 1.0, _NO_SYNC)
-        elif not count[key] or count[key] < ALIGNED_LEAST * sums.kept or not host_ns[key]:
-            found[key] = _Split(0.0, 1.0, _NOT_ALL)
-        else:
-            low, high = bounds[key]
-            found[key] = _Split(low / host_ns[key], high / host_ns[key])
-    return found
-
-
 def _row(
-    figures: dict[CollectiveKey, _Figures],
-    splits: dict[CollectiveKey, _Split],
+    figures: dict[CollectiveKey, Figures],
+    splits: dict[CollectiveKey, Split],
     step_ms: float | None,
     steps: int,
 ) -> dict[str, Any]:
@@ -183,7 +102,7 @@ def _row(
 
 
 def _operation(
-    key: CollectiveKey, sums: _Figures, split: _Split, step_ms: float | None, steps: int
+    key: CollectiveKey, sums: Figures, split: Split, step_ms: float | None, steps: int
 ) -> dict[str, Any]:
     host_ms = sums.host_ns / steps / MS
     low, high = split.low, split.high
@@ -201,7 +120,7 @@ def _operation(
         "transfer_ms": _interval(host_ms, low, high),
         "waiting_ms": _interval(host_ms, *waiting),
         "reason": split.reason,
-        "phases": {name: ns / steps / MS for name, ns in sorted(sums.phase_ns.items())},
+        "phases": {name: part * host_ms for name, part in sorted(sums.phases.items())},
     }
 
 
@@ -260,14 +179,18 @@ def _last_arrival(aligned: list[Aligned]) -> dict[str, Any] | None:
     Over the calls of the largest group: chance is one of its size.
     """
     size = max((call.key.group_size for call in aligned), default=0)
-    clear = [c for c in aligned if c.key.group_size == size and c.spread_ns >= CLEAR_WAIT_NS]
+    clear = [
+        (call.last_rank, wait_ns)
+        for call in aligned
+        if call.key.group_size == size and (wait_ns := call.wait_ns) >= CLEAR_WAIT_NS
+    ]
     if not clear:
         return None
-    times = Counter(call.last_rank for call in clear)
+    times = Counter(last for last, _ in clear)
     rank, count = min(times.items(), key=lambda item: (-item[1], item[0]))
     waited = Counter[int]()
-    for call in clear:
-        waited[call.last_rank] += call.spread_ns
+    for last, wait_ns in clear:
+        waited[last] += wait_ns
     costly, cost_ns = min(waited.items(), key=lambda item: (-item[1], item[0]))
     return {
         "rank": rank,
