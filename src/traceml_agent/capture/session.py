@@ -6,7 +6,7 @@ import threading
 import time
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.audit import RECORDER, Audit
@@ -18,7 +18,7 @@ from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.config import Config, resolve
-from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard, guarded
+from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard, is_off
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 EVENTS_LIMIT = 10_000
 """Events kept between two flushes."""
+LOOKED_LIMIT = 100
+
+Look = Callable[[bool], "Sequence[Record]"]
+"""Looks at what torch knows of itself; called with whether it is the last time."""
 
 
 class Session:
@@ -42,7 +46,7 @@ class Session:
         self.script: str | None = None
         self.discovery: Any = None  # of the forward patch
         self.collectives: Any = None  # of the collectives patch
-        self.looks: list[Callable[[], None]] = []  # done now and then, and at the end
+        self.looks: dict[str, Look] = {}
         self.compiled = False
         self._may_use_cuda = False
         self.statuses: dict[str, str] = {}
@@ -59,7 +63,7 @@ class Session:
         self.refusal: str | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self.strategies: set[str] = set()
-        self.latest: dict[str, Record] = {}  # records of which only the last one matters
+        self.looked: deque[Record] = deque(maxlen=LOOKED_LIMIT)
         self._told: tuple[dict[str, str], list[int]] = ({}, [])
 
     def arm(self, torch: Any) -> None:
@@ -145,7 +149,7 @@ class Session:
     def _shut_after_faults(self, patch: str) -> None:
         self.shut(patch, f"switched off after {FAULT_LIMIT} errors of its own")
 
-    def look(self) -> None:
+    def look(self, *, at_end: bool = False) -> None:
         """Looks at what is not told, seldom, and only in the training thread while it is at rest.
 
         DistributedDataParallel and a backward pass that hangs share a lock: a look from a watchdog
@@ -153,8 +157,10 @@ class Session:
         """
         at_rest = self.tracker.phase == NONE and not self.gates["backward"].shut
         if at_rest and get_ident() == self.tracker.owner:
-            for look in self.looks:
-                guarded("look", look)
+            for name, look in self.looks.items():
+                if not is_off(name):
+                    with guard(name):
+                        self.looked.extend(look(at_end))
 
     def note_event(
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]
@@ -226,7 +232,7 @@ class Session:
         return records
 
     def _collective_records(self) -> "list[Record]":
-        records: list[Record] = [self.latest.pop(name) for name in list(self.latest)]
+        records = [self.looked.popleft() for _ in range(len(self.looked))]
         if self.collectives is not None:
             records.extend(self.collectives.take(self.tracker.step, self.config.max_overhead))
         return records

@@ -53,6 +53,18 @@ class Collectives:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrivals:
+    """When collectives were entered, whoever called them: from torch's Flight Recorder."""
+
+    kind: ClassVar[str] = "arrivals"
+    monotonic_ns: int
+    keys: list[CollectiveKey]  # as the recorder names operations; `blocking` means nothing here
+    key: list[int]  # index into keys
+    seq: list[int]  # number of the collective in its group
+    entered_ns: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class DdpTimes:
     """What DistributedDataParallel measured itself: means of an iteration. A later one wins."""
 

@@ -9,7 +9,7 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from traceml_agent.schema.collectives import Collectives, DdpTimes
+from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 
 SPOOL_SCHEMA = "traceml-spool/1"
@@ -282,6 +282,7 @@ Record = (
     | HostSample
     | GpuSample
     | Collectives
+    | Arrivals
     | DdpTimes
     | Event
     | Stall
@@ -304,6 +305,7 @@ RECORD_TYPES: dict[str, type[Record]] = {
         HostSample,
         GpuSample,
         Collectives,
+        Arrivals,
         DdpTimes,
         Event,
         Stall,

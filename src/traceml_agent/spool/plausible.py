@@ -8,7 +8,7 @@ that are no records.
 from bisect import bisect_right
 from typing import Any
 
-from traceml_agent.schema.collectives import Collectives
+from traceml_agent.schema.collectives import Arrivals, Collectives
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
 from traceml_agent.spool.format import BadRecord
@@ -45,6 +45,8 @@ def check(record: Record) -> None:
         problem = _problem_of_numbers(record)
         if problem is None and isinstance(record, Collectives):
             problem = _problem_of_calls(record)
+        elif problem is None and isinstance(record, Arrivals):
+            problem = _problem_of_arrivals(record)
     if problem is not None:
         raise BadRecord(f"{record.kind}: {problem}")
 
@@ -158,6 +160,15 @@ def _problem_of_calls(calls: Collectives) -> str | None:
         return "steps with numbers that cannot be"
     times = sum(calls.duration_ns) + sum(part.duration_ns for part in calls.sums)
     return "a time that cannot be" if times > LONGEST_NS else None
+
+
+def _problem_of_arrivals(arrivals: Arrivals) -> str | None:
+    count = len(arrivals.key)
+    if len(arrivals.seq) != count or len(arrivals.entered_ns) != count:
+        return "a column of another length"
+    if max(arrivals.key, default=-1) >= len(arrivals.keys):
+        return "a call of no operation"
+    return None
 
 
 def _problem_of_range(first_step: int, count: int, start_ns: int) -> str | None:

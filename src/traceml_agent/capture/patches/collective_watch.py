@@ -29,6 +29,12 @@ COST_LIMIT_NS = 50_000
 another process had the processor."""
 
 
+def group_id(name: str, ranks: list[int]) -> str:
+    """The same on all ranks of a group. Groups that their members made for themselves may share a
+    name."""
+    return f"{name}-{zlib.crc32(repr(ranks).encode()):08x}"
+
+
 class Group:
     """A process group as its ranks know it in common."""
 
@@ -50,8 +56,7 @@ class Group:
         devices = [part for part in config.split(",") if not part.startswith("cpu:")]
         self.object_id = id(group)
         self.size = len(ranks)
-        # The name alone is not enough: groups made by each member for itself may share one.
-        self.id = f"{group.group_name}-{zlib.crc32(repr(ranks).encode()):08x}"
+        self.id = group_id(group.group_name, sorted(ranks))
         self.backend = ",".join(sorted(set(backends)))
         self.blocks_anywhere = BLOCKING_BACKENDS.issuperset(backends)
         self.blocks_device = BLOCKING_BACKENDS.issuperset(
@@ -214,3 +219,4 @@ class Watch:
 
 for _class in (CollectiveLog, Group, Watch):
     skipped(_class)
+skipped(group_id)

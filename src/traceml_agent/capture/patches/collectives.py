@@ -1,8 +1,8 @@
 """Notes the calls of `torch.distributed` from Python, and the waits for their handles.
 
 A call is no phase: it may lie inside forward or backward (FSDP), or in none. The calls go to a log
-of their own. Not seen: what C++ calls (the reducer of DistributedDataParallel: see ddp.py), and the
-functional collectives of DTensor, which go to `torch.ops` directly.
+of their own. Not seen: what C++ calls (the reducer of DistributedDataParallel), and the functional
+collectives of DTensor, which go to `torch.ops` directly: see ddp.py and flight.py.
 
 Dynamo rewrites collectives that it knows by the identity of the function. Its table is made of
 torch's names when it is first needed, and so of these functions; where it was made before, they
@@ -17,7 +17,7 @@ from time import perf_counter_ns as clock
 from types import FunctionType
 from typing import Any
 
-from traceml_agent.capture.patches import ddp
+from traceml_agent.capture.patches import ddp, flight
 from traceml_agent.capture.patches.collective_watch import Watch
 from traceml_agent.capture.patches.disguise import UNCOUNTED, hide_frame, like, skipped
 from traceml_agent.capture.session import SESSION
@@ -76,7 +76,8 @@ def install(torch: Any) -> str:
             _replace(vars(module), wrappers)
     work = c10d.Work
     work.wait = _wait(watch, work.wait)
-    ddp.install(torch, SESSION.looks)
+    ddp.install(torch)
+    flight.install(torch, watch)
     return "active"
 
 

@@ -8,17 +8,19 @@ reducer, which a backward pass that hangs would hold for ever.
 import inspect
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
+
+if TYPE_CHECKING:
+    from traceml_agent.schema.collectives import DdpTimes
 
 MODULES_LIMIT = 8
 """Models wrapped by DDP that are watched; GANs have two."""
 
 
-def install(torch: Any, looks: list[Callable[[], None]]) -> None:
+def install(torch: Any) -> None:
     """Notes each instance as it is made, by a weak reference."""
     parallel = torch.nn.parallel.DistributedDataParallel
     if not hasattr(parallel, "_get_ddp_logging_data"):
@@ -37,28 +39,32 @@ def install(torch: Any, looks: list[Callable[[], None]]) -> None:
 
     parallel.__init__ = like(__init__, original)
     parallel.__init__.__signature__ = inspect.signature(original)
-    looks.append(lambda: _look(modules))
+    SESSION.looks["ddp"] = lambda at_end: _look(modules)
 
 
-def _look(modules: list["weakref.ref[Any]"]) -> None:
+def _look(modules: list["weakref.ref[Any]"]) -> "list[DdpTimes]":
     from traceml_agent.schema.collectives import DdpTimes
 
+    times = []
     for index, reference in enumerate(modules):
         module = reference()
         if module is None or getattr(module, "logger", None) is None:
             continue
         found = module._get_ddp_logging_data()
         if found.get("avg_backward_comm_time"):
-            SESSION.latest[f"ddp {index}"] = DdpTimes(
-                monotonic_ns=time.perf_counter_ns(),
-                model=index,
-                step=SESSION.tracker.step,
-                iterations=found.get("iteration", 0),
-                backend=str(found.get("backend_name", "")),
-                bytes=found.get("total_parameter_size_bytes"),
-                buckets=found.get("num_buckets_reduced"),
-                forward_ns=found.get("avg_forward_compute_time"),
-                backward_ns=found.get("avg_backward_compute_time"),
-                communication_ns=found["avg_backward_comm_time"],
-                overlap_ns=found.get("avg_backward_compute_comm_overlap_time"),
+            times.append(
+                DdpTimes(
+                    monotonic_ns=time.perf_counter_ns(),
+                    model=index,
+                    step=SESSION.tracker.step,
+                    iterations=found.get("iteration", 0),
+                    backend=str(found.get("backend_name", "")),
+                    bytes=found.get("total_parameter_size_bytes"),
+                    buckets=found.get("num_buckets_reduced"),
+                    forward_ns=found.get("avg_forward_compute_time"),
+                    backward_ns=found.get("avg_backward_compute_time"),
+                    communication_ns=found["avg_backward_comm_time"],
+                    overlap_ns=found.get("avg_backward_compute_comm_overlap_time"),
+                )
             )
+    return times

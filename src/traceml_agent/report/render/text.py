@@ -25,6 +25,7 @@ _STALL_LINES = 5
 _PLACES_TOLD = 2  # in the line above
 _PROBLEM_LINES = 2
 _ATTEMPT_LINES = 3
+_COMMUNICATION_LINES = 3
 
 
 def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
@@ -160,8 +161,12 @@ def _throughput(payload: dict[str, Any]) -> list[str]:
 
 
 def _communication(payload: dict[str, Any]) -> list[str]:
-    text = communication_text(payload)
-    return [] if text is None else _wrapped("Communication ", text)[:3]
+    label = "Communication "
+    lines = []
+    for text in communication_text(payload):
+        lines += _wrapped(label, text)[:_COMMUNICATION_LINES]
+        label = " " * len(label)
+    return lines
 
 
 def _resources(payload: dict[str, Any]) -> list[str]:

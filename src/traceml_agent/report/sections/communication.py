@@ -1,8 +1,10 @@
 """Section communication: the collectives that Python called, waiting told apart from transfer."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
+from traceml_agent.report.arrivals import CLEAR_WAIT_NS, last_arrivals, recorded
 from traceml_agent.report.call_figures import Figures, Split, figures_of, split_of, told_by
 from traceml_agent.report.calls import Aligned, align, calls_of, stride_of
 from traceml_agent.report.diagnose.communication import Transfers, diagnose
@@ -12,23 +14,20 @@ from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.collectives import CollectiveKey
 
 MS = 1e6
-CLEAR_WAIT_NS = 1_000_000
-"""A call counts in who arrives last if some rank waited 1 ms. Chosen: below, the scheduler of the
-machine decides."""
 
 
 def build(view: RunView, window: Window) -> dict[str, Any]:
     """The section; `status` says whether there is anything to tell."""
     status = _status(view)
-    ddp = _ddp(view)
+    beside = {"ddp": _ddp(view), "flight_recorder": _recorded(view, window)}
     if window.start_step is None or window.end_step is None or status != "measured":
-        return _nothing("none" if status == "measured" else status, ddp)
+        return _nothing("none" if status == "measured" else status, beside)
     first, last = window.start_step, window.end_step
     steps = last - first + 1
     ranks = [rank for rank in view.ranks if rank.series.steps]
     calls = [calls_of(rank, first, last) for rank in ranks]
     if not any(rank.calls or rank.sums for rank in calls):
-        return _nothing("none", ddp)
+        return _nothing("none", beside)
     stride = stride_of(calls)
     aligned = align(calls, stride)
     figures = {rank.rank: figures_of(rank, first, last, stride) for rank in calls}
@@ -50,7 +49,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
         "last_arrival": _last_arrival(aligned),
         "what_if_no_transfer": _what_if(transfers),
         "dominant": _dominant(rows),
-        "ddp": ddp,
+        **beside,
         "lost_calls": max(rank.lost for rank in calls),
         "issues": issues,
     }
@@ -62,7 +61,7 @@ def _status(view: RunView) -> str:
     return next((status for status in found if status != "active"), "measured")
 
 
-def _nothing(status: str, ddp: dict[str, Any]) -> dict[str, Any]:
+def _nothing(status: str, beside: dict[str, Any]) -> dict[str, Any]:
     return {
         "status": status,
         "window": None,
@@ -72,7 +71,7 @@ def _nothing(status: str, ddp: dict[str, Any]) -> dict[str, Any]:
         "last_arrival": None,
         "what_if_no_transfer": None,
         "dominant": None,
-        "ddp": ddp,
+        **beside,
         "lost_calls": 0,
         "issues": [],
     }
@@ -174,32 +173,31 @@ def _what_if(found: Transfers | None) -> dict[str, Any] | None:
 
 
 def _last_arrival(aligned: list[Aligned]) -> dict[str, Any] | None:
-    """Which rank comes last most often where others wait for it, and which one costs most waiting.
-
-    Over the calls of the largest group: chance is one of its size.
-    """
+    """Who comes last in the calls of the largest group, where others wait for it."""
     size = max((call.key.group_size for call in aligned), default=0)
     clear = [
-        (call.last_rank, wait_ns)
+        (call.last_rank, float(wait_ns))
         for call in aligned
         if call.key.group_size == size and (wait_ns := call.wait_ns) >= CLEAR_WAIT_NS
     ]
-    if not clear:
+    found = last_arrivals(clear, size)
+    return None if found is None else asdict(found)
+
+
+def _recorded(view: RunView, window: Window) -> dict[str, Any] | None:
+    """What torch's Flight Recorder has of the steps of the window."""
+    if window.start_step is None or window.end_step is None:
         return None
-    times = Counter(last for last, _ in clear)
-    rank, count = min(times.items(), key=lambda item: (-item[1], item[0]))
-    waited = Counter[int]()
-    for last, wait_ns in clear:
-        waited[last] += wait_ns
-    costly, cost_ns = min(waited.items(), key=lambda item: (-item[1], item[0]))
+    found = recorded(view, window.start_step, window.end_step)
+    if found is None:
+        return None
     return {
-        "rank": rank,
-        "share": count / len(clear),
-        "chance": 1 / size,
-        "calls": len(clear),
-        "wait_ms": sum(waited.values()) / len(clear) / MS,
-        "costly_rank": costly,
-        "costly_share": cost_ns / sum(waited.values()),
+        "steps": found.steps,
+        "start_step": found.first_step,
+        "end_step": found.last_step,
+        "clock_error_ms": found.error_ms,
+        "last_arrival": None if found.last is None else asdict(found.last),
+        "ahead_ms": {str(rank): ms for rank, ms in found.ahead_ms.items()},
     }
 
 
