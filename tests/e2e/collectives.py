@@ -41,13 +41,62 @@ train(30, talk)
 BIG = """
 big = torch.ones(4_000_000)
 def talk(step):
+    dist.barrier()
+    begun = time.perf_counter()
     dist.all_reduce(big)
-    seen.append(big[0].item())
+    seen.append(time.perf_counter() - begun)
     big.fill_(1.0)
+train(25, talk)
+seen = [value for value in seen if isinstance(value, float)][::2]
+"""
+"""Each rank holds its own watch to the call, which it begins together with the others."""
+
+OVERLAPPED = """
+small = torch.ones(100)
+def talk(step):
+    if rank == 0:
+        time.sleep(0.05)
+    handle = dist.all_reduce(small, async_op=True)
+    if rank == 1:
+        time.sleep(0.1)  # work of its own, from before the late rank comes to after it
+    handle.wait()
 train(25, talk)
 """
 
-DDP = "train(30, lambda step: None, nn.parallel.DistributedDataParallel(model))"
+DDP = """
+class Late(nn.Module):
+    def forward(self, x):
+        if rank == 1:
+            time.sleep(0.05)
+        return model(x)
+late = Late()
+late.model = model
+train(30, lambda step: all_reduce(torch.ones(1)), nn.parallel.DistributedDataParallel(late))
+"""
+
+HANGING = """
+def watchdog():
+    while len(seen) < 12:
+        time.sleep(0.1)
+    time.sleep(2)  # by now the other rank is waited for, inside backward
+    os._exit(7)
+threading.Thread(target=watchdog, daemon=True).start()
+
+def talk(step):
+    if step == 11 and rank == 1:
+        time.sleep(60)
+train(40, talk, nn.parallel.DistributedDataParallel(model))
+"""
+
+SWITCHED_OFF = """
+small = torch.ones(1)
+def talk(step):
+    for _ in range(200):
+        dist.all_reduce(small)
+    if step == 120:
+        time.sleep(5)
+train(150, talk)
+"""
 
 FSDP = """
 from torch.distributed.device_mesh import init_device_mesh
@@ -60,6 +109,7 @@ train(20, lambda step: None)
 """
 
 EVERYTHING = """
+import inspect, typing, warnings
 def outcome(action):
     try:
         return action()
@@ -73,7 +123,17 @@ def talk(step):
     objects = [None] * world
     dist.all_gather_object(objects, {"rank": rank, "step": step})
     dist.broadcast(tensor, src=0)
+    with dist._coalescing_manager(async_ops=True) as collected:
+        for _ in range(2):
+            dist.all_reduce(tensor)
+    collected.wait()
     dist.barrier()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dist.all_reduce_coalesced([tensor], async_op=True).wait()
+    seen.append([(str(w.message), w.filename, w.lineno) for w in caught])
+    for _ in range(3):
+        dist.all_reduce(spare, async_op=True)  # nobody waits: its id is free for the next handle
     if rank == 0:
         dist.send(tensor, 1)
     elif rank == 1:
@@ -86,7 +146,15 @@ def talk(step):
     seen.append(outcome(lambda: dist.all_reduce("no tensor")))
     seen.append(outcome(lambda: dist.barrier(1, 2, 3, 4, 5)))
 
-tensor = torch.ones(4)
+for name in ("all_reduce", "barrier", "isend", "monitored_barrier", "all_gather_object"):
+    function = getattr(dist, name)
+    seen.append((name, typing.get_type_hints(function), inspect.getsource(function)[:200]))
+    seen.append((function.__doc__, inspect.getfullargspec(function)))
+theirs = dist.reduce_scatter_tensor
+dist.reduce_scatter_tensor = lambda *args, **kwargs: theirs(*args, **kwargs)  # patched by the user
+seen.append(dist.reduce_scatter_tensor(torch.zeros(2), torch.arange(2.0 * world)))
+dist.reduce_scatter_tensor = theirs
+tensor, spare = torch.ones(4), torch.ones(1)
 other = dist.new_group(list(range(world)))
 train(6, talk)
 """
@@ -145,6 +213,9 @@ SCRIPTS = {
     for name, body in {
         "late": LATE,
         "big": BIG,
+        "overlapped": OVERLAPPED,
+        "hanging": HANGING,
+        "switched off": SWITCHED_OFF,
         "ddp": DDP,
         "fsdp": FSDP,
         "everything": EVERYTHING,

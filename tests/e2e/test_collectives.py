@@ -1,17 +1,29 @@
 """Collectives on real ranks: waiting told apart from transfer, and nothing the program sees."""
 
+import ast
+import socket
+import subprocess
+import sys
+from statistics import mean
+
 import pytest
 
 from tests.e2e.collectives import SCRIPTS
-from tests.e2e.harness import run, write
+from tests.e2e.harness import environment, run, runs_in, write
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
-def train(tmp_path, name, ranks=2, enabled=True):
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def train(tmp_path, name, ranks=2, enabled=True, **extra):
     """The result, and what each rank saw."""
     script = write(tmp_path, SCRIPTS[name])
-    extra = {"TRACEML_TEST_RAISE": "1"} if enabled else {}
+    extra |= {"TRACEML_TEST_RAISE": "1"} if enabled else {}
     done = run(tmp_path, *TORCHRUN, str(ranks), script, enabled=enabled, **extra)
     assert done.returncode == 0, done.stderr
     seen = [(tmp_path / f"seen.{rank}") for rank in range(ranks)]
@@ -35,7 +47,7 @@ def test_waiting_for_a_late_rank_is_told_apart_from_the_transfer(tmp_path):
     found = section_of(done)
     for rank in ("0", "2"):
         waiting, transfer = found["ranks"][rank]["waiting_ms"], found["ranks"][rank]["transfer_ms"]
-        assert 40 < waiting[0] <= waiting[1] < 80
+        assert 40 < waiting[0] <= waiting[1] < 150
         assert transfer[0] < 15
     assert found["ranks"]["1"]["waiting_ms"][0] < 15
     assert found["dominant"] == "waiting"
@@ -49,16 +61,23 @@ def test_waiting_for_a_late_rank_is_told_apart_from_the_transfer(tmp_path):
 
 @pytest.mark.slow
 def test_a_transfer_that_takes_the_step_is_the_verdict(tmp_path):
-    done, _ = train(tmp_path, "big")
+    done, texts = train(tmp_path, "big")
     found = section_of(done)
-    row = found["ranks"]["0"]["operations"][0]
-    assert (row["op"], row["backend"], row["group_size"]) == ("all_reduce", "gloo", 2)
-    assert row["bytes_per_step"] == pytest.approx(16_000_000, rel=0.1)
-    # On a machine that is busy with other work, the slower transfers are taken for waiting too.
-    assert found["dominant"] in ("transfer", "unclear")
+    first = found["window"]["start_step"]
+    timed = [[1e3 * value for value in ast.literal_eval(text)[first - 1 :]] for text in texts]
+    shortest = [min(both) for both in zip(*timed, strict=True)]
+    for rank, own in enumerate(timed):
+        row = next(o for o in found["ranks"][str(rank)]["operations"] if o["op"] == "all_reduce")
+        assert (row["backend"], row["group_size"]) == ("gloo", 2)
+        assert row["bytes_per_step"] == pytest.approx(16_000_000)
+        assert row["host_ms"] == pytest.approx(mean(own), rel=0.05, abs=0.3)
+        # The transfer of a step is at most what the rank took that waited least.
+        assert row["transfer_ms"][1] == pytest.approx(mean(shortest), rel=0.05, abs=0.3)
+        assert 0.2 * mean(shortest) < row["transfer_ms"][0] <= row["transfer_ms"][1]
     assert done.summary["primary_diagnosis"]["kind"] == "COMMUNICATION_BOUND"
-    low, high = found["what_if_no_transfer"]["without_transfer_ms"]
-    assert 0 <= low <= high < found["what_if_no_transfer"]["step_ms"]
+    what_if = found["what_if_no_transfer"]
+    low, high = what_if["without_transfer_ms"]
+    assert 0 <= low <= high < what_if["step_ms"] - 0.2 * mean(shortest)
 
 
 @pytest.mark.slow
@@ -69,8 +88,61 @@ def test_ddp_tells_what_its_reducer_measured(tmp_path):
     for row in rows:
         assert row["communication_ms"] > 0
         assert row["exposed_ms"] == pytest.approx(row["communication_ms"] - row["overlap_ms"])
-    assert done.summary["communication"]["ddp"]["exposed_transfer_ms"][0] == 0
-    assert any("DDP reduces" in line for line in done.own_lines)
+    section = done.summary["communication"]
+    assert section["ddp"]["exposed_transfer_ms"][0] == 0
+    # Rank 1 comes late, to the reduction that C++ calls, and not to the one that Python calls.
+    recorded = section["flight_recorder"]
+    assert recorded["steps"] > 20
+    assert recorded["last_arrival"]["rank"] == recorded["last_arrival"]["costly_rank"] == 1
+    assert recorded["last_arrival"]["share"] > 0.9
+    assert recorded["ahead_ms"]["0"] > 40
+    assert recorded["ahead_ms"]["1"] < 15
+    assert "DDP reduces" in done.stderr
+    assert "rank 1 comes last" in " ".join(line[9:].strip() for line in done.own_lines)
+
+
+@pytest.mark.slow
+def test_what_a_rank_computes_between_call_and_wait_hides_no_transfer_of_another(tmp_path):
+    done, _ = train(tmp_path, "overlapped", ranks=3)
+    ranks = section_of(done)["ranks"]
+    # Rank 1 waits for nothing, rank 2 for rank 0, which is late.
+    assert ranks["1"]["host_ms"] < 15
+    assert ranks["2"]["waiting_ms"][0] > 30
+    assert ranks["0"]["waiting_ms"][0] < 15
+
+
+@pytest.mark.slow
+def test_a_watchdog_can_end_a_rank_whose_backward_pass_hangs(tmp_path):
+    script = write(tmp_path, SCRIPTS["hanging"])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script],
+            env=environment(
+                tmp_path, True, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank),
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port), TRACEML_RUN_ID="hanging",
+            ),
+            cwd=tmp_path, stderr=subprocess.DEVNULL,
+        )
+        for free_port in [port()]
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert ranks[0].wait(timeout=120) == 7
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert len(runs_in(tmp_path)) == 1
+
+
+@pytest.mark.slow
+def test_switching_it_off_leaves_steps_and_stalls_as_they_are(tmp_path):
+    done, _ = train(
+        tmp_path, "switched off", ranks=1, TRACEML_MAX_OVERHEAD="0.01", TRACEML_HANG_S="1"
+    )
+    assert "switched off" in done.summary["communication"]["status"]
+    assert done.summary["step_time"]["metadata"]["training_total_steps"] == 150
+    assert done.summary["events"]["counts"].get("stall") == 1
 
 
 @pytest.mark.slow
@@ -102,12 +174,14 @@ def test_every_kind_of_call_gives_what_it_gave_and_is_counted_once(tmp_path):
             calls[place] = calls.get(place, 0) + part.calls
     # Of six steps; what another thread called and what raised is not counted.
     assert calls == {
-        ("all_reduce", 1): 6,
+        ("all_reduce", 1): 24,
         ("all_reduce", 2): 6,
+        ("all_reduce_coalesced", 1): 6,
         ("all_gather_object", 0): 6,
         ("broadcast", 0): 6,
         ("barrier", 0): 6,
         ("send", 0): 6,
+        ("reduce_scatter_tensor", 0): 1,
     }
 
 

@@ -163,8 +163,11 @@ def _disguised(wrapper: Any, original: Any) -> Any:
             setattr(wrapper, name, getattr(original, name))
     if not hasattr(original, "__wrapped__"):
         wrapper.__signature__ = inspect.signature(original)
-    file_name = original.__code__.co_filename + UNCOUNTED
-    wrapper.__code__ = wrapper.__code__.replace(co_filename=file_name)
+    # With the line of the original, `inspect.getsource` finds its text through the module.
+    code = original.__code__
+    wrapper.__code__ = wrapper.__code__.replace(
+        co_filename=code.co_filename + UNCOUNTED, co_firstlineno=code.co_firstlineno
+    )
     return wrapper
 
 
