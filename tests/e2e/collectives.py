@@ -93,9 +93,9 @@ small = torch.ones(1)
 def talk(step):
     for _ in range(200):
         dist.all_reduce(small)
-    if step == 120:
+    if step == 350:
         time.sleep(5)
-train(150, talk)
+train(400, talk)
 """
 
 FSDP = """
