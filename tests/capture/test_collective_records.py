@@ -93,7 +93,7 @@ def test_what_costs_too_much_several_times_is_switched_off():
     keeper = CallKeeper(log, 1)
     said = []
     for flush in range(1, 5):
-        log.cost_ns += 10**12
+        log.note_ns += 10**12
         keeper.judge(flush, 1.0, said.append)
     assert len(said) >= 1
     assert "TRACEML_MAX_OVERHEAD" in said[0]

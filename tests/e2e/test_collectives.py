@@ -137,9 +137,7 @@ def test_a_watchdog_can_end_a_rank_whose_backward_pass_hangs(tmp_path):
 
 @pytest.mark.slow
 def test_switching_it_off_leaves_steps_and_stalls_as_they_are(tmp_path):
-    done, _ = train(
-        tmp_path, "switched off", ranks=1, TRACEML_MAX_OVERHEAD="4", TRACEML_HANG_S="1"
-    )
+    done, _ = train(tmp_path, "switched off", ranks=1, TRACEML_MAX_OVERHEAD="4", TRACEML_HANG_S="1")
     assert "switched off" in done.summary["communication"]["status"]
     assert done.summary["step_time"]["metadata"]["training_total_steps"] == 400
     assert done.summary["events"]["counts"].get("stall", 0) >= 1

@@ -28,6 +28,7 @@ from traceml_agent.report.fold import Summary, fold, fold_and_write, read_summar
 from traceml_agent.report.render.text import MOST_LINES, WIDTH, render_text
 from traceml_agent.report.runs import is_run_dir, list_runs, summary_payload
 from traceml_agent.schema.collectives import (
+    Arrivals,
     CollectiveKey,
     Collectives,
     CollectiveSums,
@@ -198,6 +199,13 @@ def every_kind() -> list[Record]:
             [CollectiveSums(0, 0, 3, 9, 7, MS, 28)],
             0,
             5_000,
+        ),
+        Arrivals(
+            FIRST_STEP_NS,
+            [CollectiveKey("all_reduce", "0-abc", 2, "gloo", 0)],
+            [0, 0],
+            [1, 2],
+            [FIRST_STEP_NS, FIRST_STEP_NS + 9 * MS],
         ),
         DdpTimes(FIRST_STEP_NS, 0, 9, 9, "gloo", 80, 1, MS, 2 * MS, 2 * MS, MS),
         Event("checkpoint", FIRST_STEP_NS, MS, 3, {"call": "torch.save", "at": "train.py:3"}),

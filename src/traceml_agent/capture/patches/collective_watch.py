@@ -24,6 +24,8 @@ POINT_TO_POINT = frozenset(
 BLOCKING_BACKENDS = frozenset(("gloo", "mpi"))
 """The host waits in a call until it is done, on any device. On others it only enqueues, unless the
 tensors lie in its own memory."""
+GROUPS_LIMIT = 1024
+"""Groups that are watched: a program that makes one in each step must not grow."""
 COST_LIMIT_NS = 50_000
 """What noting one call is charged at most. Chosen: ten times what it costs; if it took longer,
 another process had the processor."""
@@ -136,7 +138,7 @@ class Watch:
                 return  # only collected: torch makes it later, in a call that is not watched
             known = self._group(group)
             if known is None:
-                return  # this process is no member, and torch did nothing
+                return  # this process is no member and torch did nothing, or a group too many
             size, on_cpu = self._measure(payload)
             blocks = known.blocks_anywhere if on_cpu is None else on_cpu or known.blocks_device
             key = known.key_of.get((name, blocks))
@@ -153,7 +155,7 @@ class Watch:
                         self.log.expect(work, key, seq)
             self.log.rows.append((key, step, seq, start, ended - start, size, phase, part))
             self.log.noted += 1
-            self.log.cost_ns += min(clock() - ended, COST_LIMIT_NS)
+            self.log.note_ns += min(clock() - ended, COST_LIMIT_NS)
         except INTERNAL as error:
             self.fail(error)
 
@@ -167,7 +169,7 @@ class Watch:
                 row = (key, step, seq, start, ended - start, None, phase, WAIT)
                 self.log.rows.append(row)
                 self.log.noted += 1
-                self.log.cost_ns += min(clock() - ended, COST_LIMIT_NS)
+                self.log.note_ns += min(clock() - ended, COST_LIMIT_NS)
         except INTERNAL as error:
             self.fail(error)
 
@@ -182,6 +184,8 @@ class Watch:
         if name is None:
             return None
         known = self.groups.get(name)
+        if known is None and len(self.groups) >= GROUPS_LIMIT:
+            return None
         if known is None or known.object_id != id(group):
             # Also after a group was destroyed and one of the same name was made.
             fresh = self._look_at(group)

@@ -30,8 +30,8 @@ def _of_rank(rank: str, row: dict[str, Any], section: dict[str, Any]) -> str:
     if row["host_ms"] is None:
         enqueued = milliseconds(row["enqueue_ms"])
         return f"{what}, enqueued in {enqueued}: waiting and transfer are not seen from the host"
-    text = f"{what}: {milliseconds(row['host_ms'])} of each step ({percent(100 * (row['share'] or 0))}) "
-    text += f"on rank {rank}, "
+    share = percent(100 * (row["share"] or 0.0))
+    text = f"{what}: {milliseconds(row['host_ms'])} of each step ({share}) on rank {rank}, "
     if row["transfer_ms"] is None:
         return f"{text}waiting and transfer not told apart"
     text += f"waiting {_range(row['waiting_ms'])}, transfer {_range(row['transfer_ms'])}"
