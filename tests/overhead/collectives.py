@@ -1,9 +1,9 @@
 """What noting a collective costs: calls as they are beside calls of torch's own function.
 
-`TRACEML_ENABLE=1 TRACEML_SUMMARY=0 python tests/overhead/collectives.py` prints the paired difference
-for a call, and for an async call with the wait for its handle; and beside it what the agent reports of
-itself. One process of a group of one on gloo, blocks of 200 calls in random order, CPU time of the
-calling thread.
+`TRACEML_ENABLE=1 TRACEML_SUMMARY=0 python tests/overhead/collectives.py` prints the paired
+difference for a call, and for an async call with the wait for its handle; and beside it what the
+agent reports of itself. One process of a group of one on gloo, blocks of 200 calls in random order,
+CPU time of the calling thread.
 """
 
 import random

@@ -156,6 +156,35 @@ def test_time_in_no_phase_that_was_collectives_is_named_in_the_verdict(tmp_path,
         assert primary["evidence"]["collectives_ms"] == pytest.approx(2.95)
 
 
+def run_of_compute(run_dir, *ranks):
+    """Ranks whose steps are compute alone, by their phases."""
+    for rank, records in enumerate(ranks):
+        batch = made.steps(STEPS, phases={"forward": 5.0, "backward": 4.5, "optimizer": 0.5})
+        header = made.rank_header(rank, len(ranks))
+        made.run_of(run_dir, batch, statuses=STATUSES, more=records, header=header)
+    return fold(run_dir).payload["primary_diagnosis"]
+
+
+def test_collectives_inside_forward_and_backward_are_not_called_compute(tmp_path):
+    gather = CollectiveKey("all_gather_into_tensor", "0-abc", 2, "gloo", 1)
+    busy = [calls([5.0] * STEPS, gather, phase=2)]
+    found = run_of_compute(tmp_path / "transfer", busy, busy)
+    assert (found["kind"], found["severity"]) == ("COMMUNICATION_BOUND", "crit")
+    assert "reshard_after_forward" in found["action"]
+    waits = run_of_compute(tmp_path / "waits", busy, [calls([0.5] * STEPS, gather, phase=2)])
+    assert waits["kind"] == "COMPUTE_BOUND"
+    assert "2.8 ms are communication" in waits["summary"]
+    quiet = run_of_compute(tmp_path / "quiet", [calls([0.5] * STEPS, gather, phase=2)])
+    assert "communication" not in quiet["summary"]
+
+
+def test_the_reduction_of_ddp_is_not_called_compute(tmp_path):
+    times = DdpTimes(1, 0, 40, 10, "gloo", 80, 1, 10**6, 9 * 10**6, 4 * 10**6, 10**6)
+    found = run_of_compute(tmp_path, [times], [times])
+    assert found["kind"] == "COMPUTE_BOUND"
+    assert "3.0 ms are communication" in found["summary"]
+
+
 def test_a_spool_at_its_cap_keeps_exact_sums_of_calls():
     single = calls([1.0, 2.0, 3.0], sums=[CollectiveSums(0, 0, 9, 10, 4, 40, 8)])
     [sums] = without_calls(single).sums

@@ -12,8 +12,8 @@ ROWS_LIMIT = 16_384
 PENDING_LIMIT = 4096
 """Async calls whose handle was not waited for."""
 SHELL_RATIO = 1.65
-"""Cost of a watched call over the cost of noting it: what remains is the call of the wrapper itself,
-which cannot time itself. Source: tests/overhead/collectives.py."""
+"""Cost of a watched call over the cost of noting it: what remains is the call of the wrapper, which
+cannot time itself. Source: tests/overhead/collectives.py."""
 
 CALL, ASYNC_CALL, WAIT = range(3)
 """Parts of a call: one that blocks as torch defines it, the start of an async one, and the wait for

@@ -41,7 +41,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
     }
     primary = primary_diagnosis(sections["step_time"], sections["system"], sections["step_memory"])
     talk = communication.build(view, window)
-    primary = explained(primary, talk, sections["step_time"]["global"]["average"]["residual_ms"])
+    primary = explained(primary, talk, sections["step_time"]["global"]["average"])
     parts = {
         id(life.spool): ledger.parts_of(life.spool)
         for attempt in view.members.attempts
