@@ -16,6 +16,7 @@ from traceml_agent.schema.collectives import (
     DdpTimes,
 )
 from traceml_agent.spool.call_sums import without_calls
+from traceml_agent.spool.format import BadRecord
 from traceml_agent.spool.plausible import check
 
 STATUSES = {**made.ACTIVE, "collectives": "active"}
@@ -91,9 +92,10 @@ def test_transfers_of_changing_length_give_an_interval(tmp_path):
         [calls([1.0] * STEPS, CollectiveKey("broadcast", "0-abc", 2, "gloo", 1))],
         [calls([1.0] * STEPS, seq=[n + 1 for n in range(1, STEPS + 1)])],
         [calls([1.0] * (STEPS // 2))],
+        [calls([1.0] * STEPS), calls([0.1] * STEPS, seq=[n + 100 for n in range(STEPS)])],
         [],
     ],
-    ids=["missing rank", "another operation", "shifted numbers", "half the calls", "no calls"],
+    ids=["missing rank", "another operation", "shifted numbers", "half", "twice", "no calls"],
 )
 def test_what_cannot_be_aligned_is_an_interval_and_no_finding(tmp_path, second):
     ranks = [[calls([6.0] * STEPS)]] + ([] if second is None else [second])
@@ -242,6 +244,12 @@ def test_work_between_an_async_call_and_its_wait_hides_the_transfer_on_that_rank
     assert rows["1"]["waiting_ms"] == pytest.approx([0.0, 5.0 - rows["1"]["transfer_ms"][0]])
 
 
+def test_the_least_transfer_of_an_async_call_is_without_what_the_own_work_hid(tmp_path):
+    # All come at once, and transfer for 5 ms; rank 0 works for 2 ms of that.
+    found = communication(tmp_path, overlapped(0.0, 2.0, 3.0), overlapped(0.0, 0.0, 5.0))
+    assert found["communication"]["ranks"]["0"]["transfer_ms"] == pytest.approx([1.0, 3.0])
+
+
 def test_a_late_rank_is_waited_for_in_an_async_call_too(tmp_path):
     # Rank 1 comes 4 ms late, then all transfer for 1 ms; rank 0 works for 2 ms of that.
     found = communication(tmp_path, overlapped(0.0, 2.0, 3.0), overlapped(0.0, 0.0, 1.0))
@@ -263,11 +271,15 @@ def test_an_async_call_whose_wait_was_not_seen_tells_nothing(tmp_path):
 def test_each_part_of_an_async_call_counts_in_the_phase_it_was_in(tmp_path):
     started = calls([0.5] * STEPS, part=1, phase=3)
     waits = calls([1.5] * STEPS, part=2, after_ms=4)
-    sums = [CollectiveSums(0, 1, 21, 40, 20, 0, 0)]
-    both = [[started, waits], [started, waits, calls([], sums=sums)]]
-    rows = communication(tmp_path, *both)["communication"]["ranks"]
-    for row in rows.values():
-        assert row["operations"][0]["phases"] == pytest.approx({"backward": 0.5, "none": 1.5})
+    row = communication(tmp_path, *[[started, waits]] * 2)["communication"]["ranks"]["0"]
+    assert row["operations"][0]["phases"] == pytest.approx({"backward": 0.5, "none": 1.5})
+
+
+def test_a_wait_kept_as_a_sum_is_time_and_no_call(tmp_path):
+    sums = [CollectiveSums(0, 1, 1, 40, 40, 0, 0), CollectiveSums(0, 2, 1, 40, 40, 40_000_000, 0)]
+    row = communication(tmp_path, *[[calls([], sums=sums)]] * 2)["communication"]["ranks"]["0"]
+    assert row["calls_per_step"] == pytest.approx(1.0)
+    assert row["host_ms"] == pytest.approx(1.0)
 
 
 def test_phases_add_up_to_the_time_of_all_calls_and_not_of_those_kept_one_by_one(tmp_path):
@@ -333,7 +345,12 @@ def test_who_comes_last_in_what_no_patch_sees_is_told_by_the_flight_recorder(tmp
 def test_moments_of_two_machines_are_compared_within_the_error_of_their_clocks(tmp_path):
     for rank, late_ms in enumerate((1.0, 4.0)):
         header = made.rank_header(rank, 2, boot_id=f"boot-{rank}", hostname=f"node-{rank}")
-        shifted = replace(header, monotonic_ns=header.monotonic_ns - rank * 10**9)
+        # The second one booted 1 s later, and its wall clock is an hour ahead.
+        shifted = replace(
+            header,
+            monotonic_ns=header.monotonic_ns - rank * 10**9,
+            wall_ns=header.wall_ns + rank * 3600 * 10**9,
+        )
         batch = made.steps(STEPS, start_ns=made.FIRST_STEP_NS - rank * 10**9)
         more = [entered(late_ms, clock_ms=-1000.0 * rank)]
         made.run_of(tmp_path, batch, statuses=STATUSES, more=more, header=shifted)
@@ -344,10 +361,21 @@ def test_moments_of_two_machines_are_compared_within_the_error_of_their_clocks(t
     assert recorded["ahead_ms"]["0"] == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("records", [[], [entered(4.0, op="broadcast")]], ids=["one", "broadcast"])
-def test_the_flight_recorder_of_one_rank_or_of_a_broadcast_names_nobody(tmp_path, records):
-    found = communication(tmp_path, [entered(1.0)], records)["communication"]
+@pytest.mark.parametrize(
+    ("op", "ranks"), [("all_reduce", 1), ("broadcast", 2)], ids=["of one rank", "of a broadcast"]
+)
+def test_the_flight_recorder_names_nobody_where_a_rank_waits_for_nobody(tmp_path, op, ranks):
+    records = [[entered(1.0, op=op)], [entered(4.0, op=op)] if ranks == 2 else []]
+    found = communication(tmp_path, *records)["communication"]
     assert found["flight_recorder"] is None
+
+
+def test_arrivals_with_columns_of_other_lengths_are_no_record():
+    whole = entered(1.0)
+    check(whole)
+    for broken in (replace(whole, seq=whole.seq[1:]), replace(whole, keys=[])):
+        with pytest.raises(BadRecord):
+            check(broken)
 
 
 def test_the_text_says_who_is_waited_for_in_at_most_a_few_lines(tmp_path):
