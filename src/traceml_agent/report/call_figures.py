@@ -90,14 +90,14 @@ def _plus(total: float | None, value: float | None) -> float | None:
     return None if total is None or value is None else total + value
 
 
-def told_by(aligned: list[Aligned]) -> dict[tuple[int, CollectiveKey], Told]:
-    """What the aligned calls of a rank and kind tell, as weighted sums."""
+def told_by(aligned: list[Aligned]) -> dict[CollectiveKey, dict[int, Told]]:
+    """What the aligned calls of each kind tell of each rank, as weighted sums."""
     least = least_transfers(aligned)
-    found: dict[tuple[int, CollectiveKey], Told] = defaultdict(Told)
+    found: dict[CollectiveKey, dict[int, Told]] = defaultdict(lambda: defaultdict(Told))
     for call in aligned:
-        least_ns = least[call.key, call.bytes]
+        least_ns, of_kind = least[call.key, call.bytes], found[call.key]
         for rank, host_ns in call.host_ns.items():
-            told = found[rank, call.key]
+            told = of_kind[rank]
             low, high = call.transfer_of(rank, least_ns)
             told.calls += 1
             told.host_ns += call.weight * host_ns

@@ -103,18 +103,22 @@ class Aligned:
         return max(host - round(self.transfer_of(r, 0.0)[1]) for r, host in self.host_ns.items())
 
 
-def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
+def calls_of(
+    rank: RankView, first: int, last: int, known: dict[CollectiveKey, CollectiveKey]
+) -> RankCalls:
     """The calls of a rank within the steps from `first` to `last`.
 
-    Not those outside any step, such as before the first one.
+    Not those outside any step, such as before the first one. `known` keeps one key of its like for
+    all ranks: to compare the same object takes no time.
     """
     found = RankCalls(rank.rank, [], defaultdict(int), defaultdict(int), [], 0)
     waits: dict[tuple[CollectiveKey, int], int] = {}  # where the call is
     lost = 0
     for batch in rank.spool.collectives:
         lost = max(lost, batch.lost)
+        keys = [known.setdefault(key, key) for key in batch.keys]
         found.sums.extend(
-            (batch.keys[part.key], part)
+            (keys[part.key], part)
             for part in batch.sums
             if part.last_step >= first and part.first_step <= last
         )
@@ -126,7 +130,7 @@ def calls_of(rank: RankView, first: int, last: int) -> RankCalls:
             step = step_at(rank.series, start_ns, noted)
             if step is None or not first <= step <= last:
                 continue
-            key = batch.keys[number]
+            key = keys[number]
             weight = SPARSE if noted > DENSE_STEPS else 1
             found.phase_ns[key, phase] += weight * duration_ns
             if part == WAIT:
@@ -201,8 +205,9 @@ def align(ranks: list[RankCalls], stride: int = 1) -> list[Aligned]:
 
 
 def _is_one_call(row: tuple[Call, ...]) -> bool:
+    """`is`: see calls_of."""
     first = row[0]
-    return all(call.seq == first.seq and call.key == first.key for call in row)
+    return all(call.seq == first.seq and call.key is first.key for call in row)
 
 
 def _aligned(ranks: list[int], row: tuple[Call, ...]) -> Aligned:

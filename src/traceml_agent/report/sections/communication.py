@@ -25,7 +25,8 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     first, last = window.start_step, window.end_step
     steps = last - first + 1
     ranks = [rank for rank in view.ranks if rank.series.steps]
-    calls = [calls_of(rank, first, last) for rank in ranks]
+    keys: dict[CollectiveKey, CollectiveKey] = {}
+    calls = [calls_of(rank, first, last, keys) for rank in ranks]
     if not any(rank.calls or rank.sums for rank in calls):
         return _nothing("none", beside)
     stride = stride_of(calls)
@@ -33,7 +34,9 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     figures = {rank.rank: figures_of(rank, first, last, stride) for rank in calls}
     told = told_by(aligned)
     splits = {
-        rank: {key: split_of(key, sums, told.get((rank, key))) for key, sums in of_rank.items()}
+        rank: {
+            key: split_of(key, sums, told.get(key, {}).get(rank)) for key, sums in of_rank.items()
+        }
         for rank, of_rank in figures.items()
     }
     step_ms = {rank.rank: _step_ms(rank, first, last) for rank in ranks}
