@@ -161,7 +161,7 @@ def spools_of(run_dir: Path, problems: list[str]) -> Iterator[Spool]:
     found = 0
     for path in sorted(run_dir.glob(f"*{SPOOL_SUFFIX}")):
         try:
-            spool = read_spool(path)
+            spool = read_spool(path, whole=True)
         except (NotASpool, OSError) as error:
             problems.append(one_line(str(error)))
             continue

@@ -10,6 +10,10 @@ from traceml_agent.spool.compact import compact
 from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
 
+WHOLE_BYTES = 64_000_000
+"""Where digests have only sums of older steps, spools are read whole up to this size in all.
+Chosen: two million steps, which fold in some seconds."""
+
 
 def readable_spools(
     directories: Sequence[Path], problems: list[str]
@@ -44,12 +48,25 @@ def readable_spools(
         raise NoSpools(
             f"no readable spool in {where}{hint}; was TRACEML_ENABLE=1 set for the training?"
         )
-    kept = _without_copies(spools, problems)
+    kept = _without_copies(_with_older_steps(spools), problems)
     if len(directories) > 1:
         _refuse_several_runs(kept)
     for spool in kept:
         problems.extend(spool.problems)
     return kept, sizes
+
+
+def _with_older_steps(spools: list[Spool]) -> list[Spool]:
+    """Spools in place of digests that have only sums of older steps, where that is not too much."""
+    summed = [spool for spool in spools if spool.summed_steps and not spool.is_elsewhere]
+    if not summed or sum(spool.size for spool in summed) > WHOLE_BYTES:
+        return spools
+    return [
+        compact(read_spool(spool.path, whole=True))
+        if spool.summed_steps and not spool.is_elsewhere
+        else spool
+        for spool in spools
+    ]
 
 
 def _without_copies(spools: list[Spool], problems: list[str]) -> list[Spool]:

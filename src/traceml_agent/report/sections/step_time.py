@@ -16,10 +16,17 @@ from traceml_agent.report.sections.shape import (
     wall_s,
 )
 from traceml_agent.report.series import RankSeries, totals
-from traceml_agent.report.stats import differences, quantile, sorted_column, sum_columns
+from traceml_agent.report.stats import (
+    differences,
+    quantile,
+    sorted_column,
+    sum_columns,
+    total,
+)
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
 from traceml_agent.schema.summary import STEP_TIME_METRICS
+from traceml_agent.spool.sketch import added, counted, quantile_of
 
 MS = 1e6
 QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
@@ -53,12 +60,8 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     ranks = [rank for rank in view.ranks if rank.series.steps]
     on_device = bool(ranks) and all(rank.series.device_duration_ns for rank in ranks)
     clock = "gpu" if on_device else "cpu"
-    columns = {rank.rank: _columns(rank, window, on_device) for rank in ranks}
     rows = {
-        str(rank.rank): Row(
-            identity_of(rank), _metrics(rank, columns[rank.rank], window, on_device)
-        )
-        for rank in ranks
+        str(rank.rank): Row(identity_of(rank), _metrics(rank, window, on_device)) for rank in ranks
     }
     figures = [
         StepFigures(
@@ -78,7 +81,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     issues = diagnose(
         figures, window.steps_analyzed, clock, _loader_facts(view), _waited_for(compared)
     )
-    lead = columns[ranks[0].rank] if ranks else {}
+    lead = _columns(ranks[0], window, on_device) if ranks else {}
     return section(
         meta=metadata(
             view,
@@ -102,12 +105,37 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
         ],
         extra={
             "distribution": _distribution(lead),
+            "whole_run": whole_run(ranks),
             "throughput": throughput(ranks, window),
             "rank_balance": compared.balance,
             "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
             "not_measured": sorted({name for rank in ranks for name in _missing(rank.series)}),
         },
     )
+
+
+def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
+    """Step times of all steps of all ranks, where older ones are known as sums alone; else None.
+
+    The average is exact, the percentiles are those of a sketch, to 1 %.
+    """
+    if not any(rank.spool.sketch for rank in ranks):
+        return None
+    buckets: dict[str, int] = {}
+    for rank in ranks:
+        sketch = rank.spool.sketch
+        buckets = added(buckets, counted(rank.series.duration_ns))
+        buckets = added(buckets, {} if sketch is None else sketch.buckets)
+    sums = [part for rank in ranks if (part := totals(rank.spool)) is not None]
+    steps = sum(part.count for part in sums)
+    found: dict[str, float | int | None] = {
+        "steps": steps,
+        "average_ms": sum(part.duration_ns for part in sums) / steps / MS,
+    }
+    for label, q in QUANTILES[:-1]:
+        value = quantile_of(buckets, q)
+        found[f"{label}_ms"] = None if value is None else value / MS
+    return found
 
 
 def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]:
@@ -119,12 +147,12 @@ def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]
         series = rank.series
         chosen = _chosen(series, window)
         part = slice(chosen.start, chosen.stop)
-        seconds = max(seconds, sum(series.duration_ns[part]) / 1e9)
-        batches += sum(series.micro_batches[part])
+        seconds = max(seconds, total(series.duration_ns[part]) / 1e9)
+        batches += total(series.micro_batches[part])
         if series.samples is None:
             seen = False
         else:
-            samples += sum(series.samples[part])
+            samples += total(series.samples[part])
     if not seconds:
         return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
     return {
@@ -171,9 +199,8 @@ def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, Seque
     return columns
 
 
-def _metrics(
-    rank: RankView, columns: dict[str, Sequence[int] | None], window: Window, on_device: bool
-) -> dict[str, float | int | None]:
+def _metrics(rank: RankView, window: Window, on_device: bool) -> dict[str, float | int | None]:
+    columns = _columns(rank, window, on_device)
     means: dict[str, float | None] = {name: _mean_ms(column) for name, column in columns.items()}
     step = means["step_time"] or 0.0
     traced = max(0.0, step - (means["input_wait"] or 0.0))
@@ -196,7 +223,7 @@ def _metrics(
 
 
 def _mean_ms(column: Sequence[int] | None) -> float | None:
-    return None if not column else sum(column) / len(column) / MS
+    return None if not column else total(column) / len(column) / MS
 
 
 def _distribution(columns: dict[str, Sequence[int] | None]) -> dict[str, dict[str, float | None]]:
