@@ -117,3 +117,17 @@ def test_the_id_of_a_handle_that_nobody_waited_for_may_come_again():
     log.expect(handle, 1, 8)
     assert log.expected(handle) == (1, 8)
     assert log.expected(handle) is None
+
+
+def test_a_row_that_took_long_because_of_a_neighbour_is_not_charged_for_it():
+    log = CollectiveLog()
+    for number in range(2000):
+        log.charge(10_000_000 if number % 10 == 0 else 5_000)
+    assert log.note_ns / 2000 == pytest.approx(5_500, rel=0.2)
+
+
+def test_rows_that_all_take_long_are_charged_for_it():
+    log = CollectiveLog()
+    for _ in range(2000):
+        log.charge(2_000_000)
+    assert log.note_ns / 2000 > 1_500_000

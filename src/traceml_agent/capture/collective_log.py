@@ -11,6 +11,8 @@ ROWS_LIMIT = 16_384
 """Calls kept between two flushes, in 3 MB. Chosen: 32,000 calls a second for flushes of 0.5 s."""
 PENDING_LIMIT = 4096
 """Async calls whose handle was not waited for."""
+FIRST_NOTE_NS = 10_000
+"""What making a row takes, before it is known. Chosen: as measured on a busy machine."""
 SHELL_RATIO = 1.65
 """Cost of a watched call over the cost of noting it: what remains is the call of the wrapper, which
 cannot time itself. Source: tests/overhead/collectives.py."""
@@ -39,6 +41,7 @@ class CollectiveLog:
         self.pending: dict[int, tuple[ref[Any], int, int]] = {}  # by id of a handle
         self.noted = 0
         self.note_ns = 0  # in which rows were made
+        self._typical_ns = FIRST_NOTE_NS
         self._taken = 0
         self.lost = 0
 
@@ -46,6 +49,14 @@ class CollectiveLog:
     def cost_ns(self) -> int:
         """What watching cost the training thread."""
         return round(SHELL_RATIO * self.note_ns)
+
+    def charge(self, elapsed_ns: int) -> None:
+        """A row was made in this time. After a collective another process often has the processor:
+        more than twice the median is not the agent's."""
+        typical = self._typical_ns
+        # Rises and falls by the same part of it, so that half of the rows take longer.
+        self._typical_ns += (typical >> 5) + 1 if elapsed_ns > typical else -(typical >> 5) - 1
+        self.note_ns += min(elapsed_ns, 2 * typical)
 
     def number(self, key: Key) -> int:
         """The number of a key, for the rows."""
