@@ -38,6 +38,7 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/overhead/peers.py --markdown build/overhead.md
 	for model in 0 1 2; do \
 	  TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/paired.py --model $$model || exit 1; done
+	TRACEML_ENABLE=1 TRACEML_SUMMARY=0 $(BIN)/python tests/overhead/collectives.py
 
 # A quarter of an hour: simulated jobs of up to 8,192 ranks.
 bench-fold: $(VENV)/.test

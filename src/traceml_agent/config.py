@@ -172,7 +172,7 @@ class Config:
         _words,
         "names with commas between them",
         "Patches and samplers to leave out: dataloader, transfer, forward, backward, optimizer, "
-        "checkpoint, compile, process, host, gpu, ring, faulthandler, exit.",
+        "checkpoint, collectives, compile, process, host, gpu, ring, faulthandler, exit.",
     )
     test_raise: bool = setting(
         False,

@@ -27,6 +27,13 @@ from traceml_agent.errors import TracemlError
 from traceml_agent.report.fold import Summary, fold, fold_and_write, read_summary
 from traceml_agent.report.render.text import MOST_LINES, WIDTH, render_text
 from traceml_agent.report.runs import is_run_dir, list_runs, summary_payload
+from traceml_agent.schema.collectives import (
+    Arrivals,
+    CollectiveKey,
+    Collectives,
+    CollectiveSums,
+    DdpTimes,
+)
 from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
@@ -205,6 +212,28 @@ def every_kind() -> list[Record]:
         GpuSample(
             FIRST_STEP_NS, 0, "GPU-1", "H200", 93.5, 40.0, 1 << 30, 2 << 30, 350.0, 700.0, 60.0
         ),
+        Collectives(
+            [CollectiveKey("all_reduce", "0-abc", 2, "gloo", 1)],
+            [0, 0],
+            [1, 2],
+            [1, 2],
+            [FIRST_STEP_NS, FIRST_STEP_NS + 9 * MS],
+            [MS, MS],
+            [4, None],
+            [None, 3],
+            [0, 1],
+            [CollectiveSums(0, 0, 3, 9, 7, MS, 28)],
+            0,
+            5_000,
+        ),
+        Arrivals(
+            FIRST_STEP_NS,
+            [CollectiveKey("all_reduce", "0-abc", 2, "gloo", 0)],
+            [0, 0],
+            [1, 2],
+            [FIRST_STEP_NS, FIRST_STEP_NS + 9 * MS],
+        ),
+        DdpTimes(FIRST_STEP_NS, 0, 9, 9, "gloo", 80, 1, MS, 2 * MS, 2 * MS, MS),
         Event("checkpoint", FIRST_STEP_NS, MS, 3, {"call": "torch.save", "at": "train.py:3"}),
         Fault(FIRST_STEP_NS, "gpu", "NVMLError: lost", 2, "Traceback"),
         Overhead(FIRST_STEP_NS, 60, 60_000, MS, MS, 5_000),

@@ -20,6 +20,7 @@ import pytest
 from tests.e2e.harness import run, write
 from tests.ranks.job import Job, write_job
 from tests.report import synthetic_run as made
+from tests.report.test_communication import STATUSES, calls
 from traceml_agent.report.fold import fold_and_write
 
 PEER = "traceml-ai==0.5.0"
@@ -345,6 +346,29 @@ def test_of_two_ranks_the_card_shows_the_row_of_the_lower_median(
     assert "2/2 ranks" in card
     assert "STEP TIMING (Median R1/N0), CPU Clock" in card
     assert_tree_shows(card, summary.payload["step_time"]["groups"]["rows"]["1"]["metrics"])
+
+
+@pytest.mark.parametrize("slow_ms", [4.0, 0.4])
+def test_a_job_that_talks_is_shown_and_compared(peer: Peer, tmp_path: Path, slow_ms: float) -> None:
+    """With a verdict that is only ours, and with an amended one of theirs."""
+    for name, ms in (("slow", slow_ms), ("even", 0.1)):
+        for rank, more_ms in enumerate((4.0 if name == "slow" else 0.1, ms)):
+            header = made.rank_header(rank, 2)
+            batch = made.steps(60, phases={"forward": 5.0, "backward": 4.5, "optimizer": 0.5})
+            more = [calls([more_ms] * 60, phase=2)]
+            made.run_of(tmp_path / name, batch, statuses=STATUSES, more=more, header=header)
+    slow, even = folded(tmp_path / "slow"), folded(tmp_path / "even")
+    primary = slow.payload["primary_diagnosis"]
+    assert primary["kind"] == ("COMMUNICATION_BOUND" if slow_ms == 4.0 else "COMPUTE_BOUND")
+    assert "communication" in primary["summary"] or "collectives" in primary["summary"]
+    assert peer.traceml("view", slow.path).rstrip() == slow.payload["text"].rstrip()
+    card = peer.traceml("view", slow.path, "--re-render")
+    assert f"Verdict: {primary['status']} " in card
+    assert_tree_shows(card, slow.payload["step_time"]["groups"]["rows"]["0"]["metrics"])
+    peer.traceml("view", slow.path, "--html", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'<span class="kind">{primary["status"]}</span>' in page
+    compare(peer, even, slow, tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ class Audit:
         self._step_ns: float | None = None  # cost of one step
         self._known_to = 0  # cost of the steps up to this one is in _known_ns
         self._known_ns = 0.0
+        self.on_turn: Callable[[], None] | None = None
         tracker.audit = self
         tracker.audit_at = tracker.step + FIRST_STEP
 
@@ -135,6 +136,8 @@ class Audit:
             tracker.audit_at = step + EVERY_STEPS
             with guard("audit"):
                 self._judge(step)
+        if self.on_turn is not None:
+            self.on_turn()
 
     def step_closed(self, close_ns: int, duration_ns: int) -> None:
         """A step was closed under audit, which took `close_ns`."""

@@ -97,6 +97,7 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     recorder = SESSION.recorder
     if recorder is None:
         return False
+    SESSION.look(at_end=True)
     with guard("last step"):
         SESSION.tracker.finish()
     if _LEAVING.loop is not None:

@@ -11,6 +11,7 @@ from traceml_agent.capture import exit as exit_
 from traceml_agent.capture.patches import (
     backward,
     checkpoint,
+    collectives,
     compile,
     dataloader,
     forward,
@@ -30,6 +31,7 @@ PATCHES: tuple[tuple[str, Install], ...] = (
     ("backward", backward.install),
     ("optimizer", optimizer.install),
     ("checkpoint", checkpoint.install),
+    ("collectives", collectives.install),
 )
 """Installed when torch has been imported."""
 

@@ -6,17 +6,19 @@ import threading
 import time
 from _thread import get_ident
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.config import Config, resolve
-from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard
+from traceml_agent.guard import FAULT_LIMIT, Gate, forget_faults, guard, is_off
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 EVENTS_LIMIT = 10_000
 """Events kept between two flushes."""
+LOOKED_LIMIT = 100
+
+Look = Callable[[bool], "Sequence[Record]"]
+"""Looks at what torch knows of itself; called with whether it is the last time."""
 
 
 class Session:
@@ -39,6 +45,8 @@ class Session:
         self.torch_imported_ns: int | None = None
         self.script: str | None = None
         self.discovery: Any = None  # of the forward patch
+        self.collectives: Any = None  # of the collectives patch
+        self.looks: dict[str, Look] = {}
         self.compiled = False
         self._may_use_cuda = False
         self.statuses: dict[str, str] = {}
@@ -55,6 +63,7 @@ class Session:
         self.refusal: str | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self.strategies: set[str] = set()
+        self.looked: deque[Record] = deque(maxlen=LOOKED_LIMIT)
         self._told: tuple[dict[str, str], list[int]] = ({}, [])
 
     def arm(self, torch: Any) -> None:
@@ -87,7 +96,7 @@ class Session:
                 self.events.extend(restored_events(self.torch))
             recorder.pending = self.pending_records
             self.recorder = recorder
-            Audit(self.tracker, self.config.max_overhead, self.shut)
+            Audit(self.tracker, self.config.max_overhead, self.shut).on_turn = self.look
             if self.on_active is not None:
                 self.on_active(self, recorder)
             recorder.activate_ns = time.perf_counter_ns() - begun
@@ -131,12 +140,27 @@ class Session:
         for name in self.gates if patch == RECORDER else (patch,):
             self.gates[name].shut = True
             self.set_status(name, reason)
+        if patch == RECORDER and self.collectives is not None:
+            self.collectives.shut(reason)
         with guard("breaker"):
             # From here on updates may show by the version of a parameter only: read it now.
             self.tracker.probe.version_moved()
 
     def _shut_after_faults(self, patch: str) -> None:
         self.shut(patch, f"switched off after {FAULT_LIMIT} errors of its own")
+
+    def look(self, *, at_end: bool = False) -> None:
+        """Looks at what is not told, seldom, and only in the training thread while it is at rest.
+
+        DistributedDataParallel and a backward pass that hangs share a lock: a look from a watchdog
+        that is about to end such a process, or from a hook within backward, would wait for ever.
+        """
+        at_rest = self.tracker.phase == NONE and not self.gates["backward"].shut
+        if at_rest and get_ident() == self.tracker.owner:
+            for name, look in self.looks.items():
+                if not is_off(name):
+                    with guard(name):
+                        self.looked.extend(look(at_end))
 
     def note_event(
         self, name: str, duration_ns: int, detail: dict[str, str | int | float | None]
@@ -197,6 +221,7 @@ class Session:
         self._told = (statuses, outside)
         while self.events:
             records.append(self.events.popleft())
+        records.extend(self._collective_records())
         if self.recorder is not None:
             records.extend(self.recorder.new_faults())
         device = self.tracker.device
@@ -206,10 +231,19 @@ class Session:
             )
         return records
 
+    def _collective_records(self) -> "list[Record]":
+        records = [self.looked.popleft() for _ in range(len(self.looked))]
+        if self.collectives is not None:
+            records.extend(self.collectives.take(self.tracker.step, self.config.max_overhead))
+        return records
+
     def hot_path_ns(self) -> int | None:
         """What the patches cost so far; None while too few steps were audited."""
         audit: Audit | None = self.tracker.audit
-        return None if audit is None else audit.total_ns()
+        cost = None if audit is None else audit.total_ns()
+        if cost is None or self.collectives is None:
+            return cost
+        return cost + int(self.collectives.log.cost_ns)
 
 
 SESSION = Session()

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
+from traceml_agent.report.diagnose.communication import explained
 from traceml_agent.report.diagnose.primary import primary_diagnosis
 from traceml_agent.report.parts import one_line
 from traceml_agent.report.sections import (
+    communication,
     goodput,
     hangs,
     ledger,
@@ -38,6 +40,8 @@ def payload_of(view: RunView) -> dict[str, Any]:
         "step_memory": step_memory.build(view, window),
     }
     primary = primary_diagnosis(sections["step_time"], sections["system"], sections["step_memory"])
+    talk = communication.build(view, window)
+    primary = explained(primary, talk, sections["step_time"]["global"]["average"])
     parts = {
         id(life.spool): ledger.parts_of(life.spool)
         for attempt in view.members.attempts
@@ -47,7 +51,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
     whole = goodput.build(view.members.attempts, parts, view.attempt_statuses)
     issues = [{"section": "run", **issue.to_json()} for issue in run.issues_of(view, whole)] + [
         {"section": name, **issue}
-        for name, built in sections.items()
+        for name, built in {**sections, "communication": talk}.items()
         for issue in built["issues"]
         if issue["severity"] != "info"
     ]
@@ -69,6 +73,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
         "analysis_window": _analysis_window(view, window, sections),
         "primary_diagnosis": primary,
         **sections,
+        "communication": talk,
         "text": "",
         "traceml_agent": _about(view),
         "ledger": {"ranks": ledgers, "attempts": whole.attempts, "goodput": whole.goodput},

@@ -9,6 +9,7 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 
@@ -283,6 +284,9 @@ Record = (
     | ProcessSample
     | HostSample
     | GpuSample
+    | Collectives
+    | Arrivals
+    | DdpTimes
     | Event
     | Stall
     | ProcessGroups
@@ -306,6 +310,9 @@ RECORD_TYPES: dict[str, type[Record]] = {
         ProcessSample,
         HostSample,
         GpuSample,
+        Collectives,
+        Arrivals,
+        DdpTimes,
         Event,
         Stall,
         ProcessGroups,

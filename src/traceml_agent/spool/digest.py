@@ -21,6 +21,7 @@ from zlib import crc32
 
 from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.records import DeviceSteps, Header, Outside, Patches, Record, Steps
+from traceml_agent.spool.call_sums import joined, newest_calls
 from traceml_agent.spool.compact import compact
 from traceml_agent.spool.digested import TAIL_BYTES, packed_parts, read_spool
 from traceml_agent.spool.format import DIGEST_SUFFIX, RING_SUFFIX, columns_of, encode
@@ -255,6 +256,7 @@ def records_of(spool: Spool) -> list[Record]:
     for samples in (spool.process_samples, spool.host_samples, spool.gpu_samples):
         if samples:
             found.append(Samples(samples[0].kind, len(samples), columns_of(samples)))
+    found += [*joined(spool.collectives), *spool.arrivals, *spool.ddp.values()]
     found += [*spool.events, *spool.stalls, *spool.process_groups, *spool.faults]
     if spool.overhead is not None:
         found.append(spool.overhead)
@@ -268,6 +270,7 @@ def sum_up(spool: Spool) -> int:
 
     Their device times go: sums have none.
     """
+    spool.collectives = newest_calls(spool.collectives)
     excess = sum(batch.count for batch in spool.batches) - DIGEST_STEPS
     if excess <= 0:
         return 0

@@ -8,7 +8,9 @@ that are no records.
 from bisect import bisect_right
 from typing import Any
 
+from traceml_agent.schema.collectives import Arrivals, Collectives
 from traceml_agent.schema.digests import Samples, Sketch
+from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
 from traceml_agent.spool.format import BadRecord
 
@@ -26,6 +28,9 @@ LAST_BUCKET = 2100
 """Of a sketch. Source: a little above that of LONGEST_NS."""
 LEAST = 1e-12
 """Of a number that is not 0. Chosen: no division by it leaves the range of a float."""
+
+MOST_PART = 2
+"""Of a call of a collective: see Collectives."""
 
 _SIGNED = frozenset({"exit_code", "temperature_c"})
 _FREE = frozenset({"detail"})
@@ -45,6 +50,10 @@ def check(record: Record) -> None:
         problem = _problem_of_sketch(record)
     else:
         problem = _problem_of_numbers(record)
+        if problem is None and isinstance(record, Collectives):
+            problem = _problem_of_calls(record)
+        elif problem is None and isinstance(record, Arrivals):
+            problem = _problem_of_arrivals(record)
     if problem is not None:
         raise BadRecord(f"{record.kind}: {problem}")
 
@@ -141,6 +150,34 @@ def _problem_of_sums(sums: StepSums) -> str | None:
     counts = (sums.micro_batches, sums.updates, sums.samples or 0)
     if min(counts) < 0 or max(counts) > sums.count * MOST_PER_STEP:
         return "a count that cannot be"
+    return None
+
+
+def _problem_of_calls(calls: Collectives) -> str | None:
+    count, keys = len(calls.key), len(calls.keys)
+    columns: tuple[list[Any], ...] = (calls.step, calls.seq, calls.start_ns, calls.duration_ns,
+                                      calls.bytes, calls.phase, calls.part)  # fmt: skip
+    if any(len(column) != count for column in columns):
+        return "a column of another length"
+    if max((*calls.key, *(part.key for part in calls.sums)), default=-1) >= keys:
+        return "a call of no operation"
+    if max((*calls.part, *(part.part for part in calls.sums)), default=0) > MOST_PART:
+        return "a part that cannot be"
+    phases = [phase for phase in calls.phase if phase is not None]
+    if max(phases, default=0) >= len(PHASES):
+        return "a phase that cannot be"
+    if any(part.first_step > part.last_step for part in calls.sums):
+        return "steps with numbers that cannot be"
+    times = sum(calls.duration_ns) + sum(part.duration_ns for part in calls.sums)
+    return "a time that cannot be" if times > LONGEST_NS else None
+
+
+def _problem_of_arrivals(arrivals: Arrivals) -> str | None:
+    count = len(arrivals.key)
+    if len(arrivals.seq) != count or len(arrivals.entered_ns) != count:
+        return "a column of another length"
+    if max(arrivals.key, default=-1) >= len(arrivals.keys):
+        return "a call of no operation"
     return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from traceml_agent.errors import NewerSchema, TracemlError
+from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
@@ -63,6 +64,9 @@ class Spool:
     process_samples: list[ProcessSample] = field(default_factory=list)
     host_samples: list[HostSample] = field(default_factory=list)
     gpu_samples: list[GpuSample] = field(default_factory=list)
+    collectives: list[Collectives] = field(default_factory=list)
+    arrivals: list[Arrivals] = field(default_factory=list)
+    ddp: dict[int, DdpTimes] = field(default_factory=dict)  # by model
     events: list[Event] = field(default_factory=list)
     stalls: list[Stall] = field(default_factory=list)
     process_groups: list[ProcessGroups] = field(default_factory=list)
@@ -160,6 +164,12 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.host_samples.append(record)
     elif isinstance(record, GpuSample):
         spool.gpu_samples.append(record)
+    elif isinstance(record, Collectives):
+        spool.collectives.append(record)
+    elif isinstance(record, Arrivals):
+        spool.arrivals.append(record)
+    elif isinstance(record, DdpTimes):
+        spool.ddp[record.model] = record
     elif isinstance(record, Event):
         spool.events.append(record)
     elif isinstance(record, Stall):

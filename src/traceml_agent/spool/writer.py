@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from traceml_agent.schema.collectives import Collectives
 from traceml_agent.schema.records import Event, GpuSample, HostSample, ProcessSample, Record, Steps
 from traceml_agent.schema.records import StepSums as Sums
+from traceml_agent.spool.call_sums import without_calls
 from traceml_agent.spool.format import BadRecord, decode, encode
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ def thin_lines(lines: list[bytes]) -> Thinned:
                 b'{"kind":"h',
                 b'{"kind":"g',
                 b'{"kind":"ev',
+                b'{"kind":"co',
             )
         ):
             result.lines.append(line)
@@ -149,7 +152,9 @@ def thin_lines(lines: list[bytes]) -> Thinned:
             record = decode(line)
         except BadRecord:
             continue
-        if not isinstance(record, (Steps, Sums, ProcessSample, HostSample, GpuSample, Event)):
+        if not isinstance(
+            record, (Steps, Sums, ProcessSample, HostSample, GpuSample, Event, Collectives)
+        ):
             result.lines.append(line)
             continue
         seen[record.kind] = seen.get(record.kind, 0) + 1
@@ -160,6 +165,8 @@ def thin_lines(lines: list[bytes]) -> Thinned:
         elif isinstance(record, Steps):
             result.thinned_steps += record.count
             result.lines.append(encode(sums_of(record)))
+        elif isinstance(record, Collectives):
+            result.lines.append(encode(without_calls(record)))
     return result
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from traceml_agent.errors import TracemlError
 from traceml_agent.report.render.attempts import attempt_lines
+from traceml_agent.report.render.communication import communication_text
 from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.schema.phases import PHASES
@@ -24,6 +25,7 @@ _STALL_LINES = 5
 _PLACES_TOLD = 2  # in the line above
 _PROBLEM_LINES = 2
 _ATTEMPT_LINES = 3
+_COMMUNICATION_LINES = 3
 
 
 def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
@@ -35,6 +37,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_step_table(payload),
         *rank_table(payload["step_time"]),
         *_throughput(payload),
+        *_communication(payload),
         *_resources(payload),
         *_other_findings(payload),
         *_attempts(payload),
@@ -155,6 +158,15 @@ def _throughput(payload: dict[str, Any]) -> list[str]:
     if batches and batches > 1.01:
         text += f", {rate(batches)} micro-batches a step"
     return [text]
+
+
+def _communication(payload: dict[str, Any]) -> list[str]:
+    label = "Communication "
+    lines = []
+    for text in communication_text(payload):
+        lines += _wrapped(label, text)[:_COMMUNICATION_LINES]
+        label = " " * len(label)
+    return lines
 
 
 def _resources(payload: dict[str, Any]) -> list[str]:
