@@ -1,5 +1,6 @@
 """The spools of a run: of one directory, or of the parts of nodes that have none in common."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from traceml_agent.schema.records import Header
 from traceml_agent.spool.compact import compact
 from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
+
+HEADER_LIMIT = 1 << 20
+"""Bytes of the first line that are compared. Chosen: a header has some hundred."""
 
 
 def readable_spools(
@@ -87,6 +91,25 @@ def spool_paths(directories: Sequence[Path]) -> list[Path]:
     """The spools of all parts, sorted as those of one directory would be."""
     paths = [path for part in directories for path in part.glob(f"*{SPOOL_SUFFIX}")]
     return sorted(paths, key=lambda path: path.name)
+
+
+def paths_without_copies(directories: Sequence[Path]) -> list[Path]:
+    """The same, each process once. Only copies are read; the rest may be large."""
+    paths = spool_paths(directories)
+    by_header: dict[bytes, list[Path]] = {}
+    for path in paths:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            by_header.setdefault(file.readline(HEADER_LIMIT), []).append(path)
+    dropped: set[Path] = set()
+    for copies in by_header.values():
+        spools = []
+        for path in copies if len(copies) > 1 else ():
+            with contextlib.suppress(NotASpool, NewerSchema, OSError):
+                spools.append(read_spool(path))
+        if len(spools) > 1:
+            best = _without_copies(spools, [])
+            dropped.update(spool.path for spool in spools if spool not in best)
+    return [path for path in paths if path not in dropped]
 
 
 def one_line(text: str) -> str:
