@@ -33,6 +33,12 @@ print(json.dumps({
     "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     "ranks": payload["meta"]["world_size"],
     "worst": payload["step_time"]["global"]["worst"]["input_wait_ms"]["idx"],
+    "named": [
+        rank
+        for issue in payload["step_time"]["issues"]
+        if issue["kind"] == "INPUT_STRAGGLER"
+        for rank in issue["ranks"]
+    ],
 }))
 """
 SLOW_RANK = 17
@@ -60,6 +66,7 @@ class Fold:
     rss_mb: float
     size_mb: float
     worst: str | None
+    named: list[int]  # by the finding INPUT_STRAGGLER
 
 
 def job_of(ranks: int, steps: int, step_ms: float) -> Job:
@@ -83,7 +90,8 @@ def measure(job: Job, timeout_s: float) -> Fold | None:
             return None
     figures = json.loads(found.stdout)
     assert figures["ranks"] == job.ranks
-    return Fold(figures["wall_s"], figures["cpu_s"], figures["rss_mb"], size_mb, figures["worst"])
+    took = figures["wall_s"], figures["cpu_s"], figures["rss_mb"]
+    return Fold(*took, size_mb, figures["worst"], figures["named"])
 
 
 def verdict(goal: Goal, found: Fold) -> str:
@@ -122,6 +130,7 @@ def main() -> None:
         if whole is None:
             continue
         assert whole.worst == str(SLOW_RANK), f"rank {whole.worst} named instead of {SLOW_RANK}"
+        assert whole.named == [SLOW_RANK], f"the finding names {whole.named}, not {SLOW_RANK}"
         if arguments.no_halves:
             continue
         for half in (replace(job, ranks=goal.ranks // 2), replace(job, steps=goal.steps // 2)):
