@@ -22,7 +22,9 @@ from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
 from traceml_agent.schema.summary import STEP_TIME_METRICS
 
 MS = 1e6
-QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
+DISTRIBUTION_VALUES = 200_000
+"""Of one phase that are sorted. Chosen: 2,000 of them are above the 99th percentile."""
 
 
 def analysis_window(view: RunView) -> Window:
@@ -78,7 +80,6 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     issues = diagnose(
         figures, window.steps_analyzed, clock, _loader_facts(view), _waited_for(compared)
     )
-    lead = columns[ranks[0].rank] if ranks else {}
     return section(
         meta=metadata(
             view,
@@ -101,7 +102,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
             f"- {issues[0].kind}: {issues[0].summary}",
         ],
         extra={
-            "distribution": _distribution(lead),
+            "distribution": _distribution(list(columns.values())),
             "throughput": throughput(ranks, window),
             "rank_balance": compared.balance,
             "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
@@ -199,19 +200,38 @@ def _mean_ms(column: Sequence[int] | None) -> float | None:
     return None if not column else sum(column) / len(column) / MS
 
 
-def _distribution(columns: dict[str, Sequence[int] | None]) -> dict[str, dict[str, float | None]]:
-    """Percentiles of each phase over the window, of the first rank, in milliseconds."""
+def _distribution(
+    ranks: list[dict[str, Sequence[int] | None]],
+) -> dict[str, dict[str, float | None]]:
+    """Percentiles of each phase over the steps of all ranks in the window, in milliseconds.
+
+    Of the ranks that measured it, as the average is.
+    """
     found = {}
     for name in ("step_time", *PHASES, "residual"):
-        column = columns.get(name)
-        if column is None:
+        columns = [column for rank in ranks if (column := rank.get(name)) is not None]
+        if not columns:
             continue
-        ordered = sorted_column(column)
+        ordered = sorted_column(_sample(columns))
         found[name] = {
             label: None if (value := quantile(ordered, q)) is None else value / MS
             for label, q in QUANTILES
         }
+        found[name]["max"] = max((max(c) / MS for c in columns if len(c)), default=None)
     return found
+
+
+def _sample(columns: list[Sequence[int]]) -> Sequence[int]:
+    """The values of all ranks; of very many every n-th, each rank beginning one later."""
+    stride = -(-sum(map(len, columns)) // DISTRIBUTION_VALUES)
+    while stride > 1 and (stride % 2 == 0 or stride % 5 == 0):
+        stride += 1  # or what a loop does every ten steps would be seen always or never
+    if stride <= 1 and len(columns) == 1:
+        return columns[0]
+    chosen: list[int] = []
+    for number, column in enumerate(columns):
+        chosen.extend(column[number % max(1, stride) :: max(1, stride)])
+    return chosen
 
 
 def _waited_for(compared: Comparison) -> WaitedFor | None:
