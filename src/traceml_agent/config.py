@@ -151,7 +151,8 @@ class Config:
         _number(0, 86_400, float),
         "seconds from 0 to 86400",
         "A training that closes no step for so long, and for 10 times its median step, is looked "
-        "at once: where each thread of Python stands is written down. Nothing is done to it. "
+        "at once: where each thread of Python stands is written down. So is one of several ranks "
+        "whose first step does not come. Nothing is done to it. "
         "0: never.",
     )
     skip: tuple[str, ...] = setting(

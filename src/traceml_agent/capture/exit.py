@@ -48,6 +48,7 @@ _LEAVING = Leaving()
 def register() -> None:
     """Called when torch has been imported."""
     SESSION.on_active = _on_active
+    SESSION.on_waiting = _on_waiting
     atexit.register(_at_exit)
 
 
@@ -66,6 +67,14 @@ def _on_active(session: Session, recorder: "Recorder") -> None:
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
         util.Finalize(None, _at_exit, exitpriority=0)
+
+
+def _on_waiting(since_ns: int) -> None:
+    """The first step does not come: sampling begins without it."""
+    recorder, loop = SESSION.recorder, _LEAVING.loop
+    if recorder is not None and loop is not None:
+        recorder.on_first_step = None
+        loop.start_waiting(since_ns)
 
 
 def _at_exit() -> None:
@@ -88,7 +97,11 @@ def finish(end: "Ending") -> None:
         return
     _LEAVING.finished_pid = os.getpid()
     leave_by = time.monotonic() + WAIT_S
-    if close_spool(end, leave_by) and not _fold_and_print(recorder, leave_by):
+    if not close_spool(end, leave_by):
+        return
+    if end[0] == "finished" and SESSION.tracker.on_proof is not None:
+        say_why_nothing()  # a server that was long at work, and never trained
+    elif not _fold_and_print(recorder, leave_by):
         _say_failure(recorder, end, leave_by)
 
 

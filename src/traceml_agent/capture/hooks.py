@@ -15,6 +15,7 @@ from traceml_agent.capture.patches import (
     dataloader,
     forward,
     optimizer,
+    process_group,
     ray_train,
     transfer,
 )
@@ -31,6 +32,7 @@ PATCHES: tuple[tuple[str, Install], ...] = (
     ("backward", backward.install),
     ("optimizer", optimizer.install),
     ("checkpoint", checkpoint.install),
+    ("process_group", process_group.install),
 )
 """Installed when torch has been imported."""
 

@@ -31,7 +31,7 @@ def say_why_nothing() -> None:
         say(f"nothing was recorded: {hidden} hides a module that the agent needs; rename it")
         return
     me, parent = os.getpid(), SESSION.parent_pid
-    found = list(_headers())
+    found = list(headers())
     if any(h.get("parent_pid") == me or h.get("pid") == parent for _, h in found):
         return  # a launcher, or a compile worker
     text = f"nothing was recorded: {_why_nothing()}"
@@ -52,7 +52,7 @@ def _why_nothing() -> str:
     )
 
 
-def _headers() -> Iterator[tuple[Path, dict[str, Any]]]:
+def headers() -> Iterator[tuple[Path, dict[str, Any]]]:
     """The run directory and the header of each spool of the newest runs."""
     import orjson
 
@@ -74,6 +74,6 @@ def _meanwhile(found: list[tuple[Path, dict[str, Any]]]) -> Path | None:
     for run_dir, header in found:
         with contextlib.suppress(KeyError, TypeError):
             since_ns = header["monotonic_ns"] - header["process_start_ns"]
-            if header["wall_ns"] - since_ns > begun_ns:
+            if header["pid"] != os.getpid() and header["wall_ns"] - since_ns > begun_ns:
                 return run_dir
     return None

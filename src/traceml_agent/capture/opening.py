@@ -42,7 +42,8 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def open_recorder(session: "Session") -> Recorder | None:
     """The recorder of this process; None where no directory can be written, which is said."""
-    identity = resolve_identity(os.environ, or_none(process_group)(session.torch))
+    group = or_none(process_group)(session.torch) or session.group
+    identity = resolve_identity(os.environ, group)
     place = _place(session, identity)
     if place is None:
         return None
