@@ -1,8 +1,8 @@
 """Who a process is, from the variables of each launcher.
 
-Those of torchrun, srun (22.05), multiprocessing, mpirun, Ray Train and deepspeed were written down from
-real runs (tests/slurm, tests/engines
-and tests/e2e start them too); two nodes of deepspeed are as documented.
+Those of torchrun, srun (22.05) and multiprocessing were written down from real runs (tests/slurm
+and tests/e2e start them too). mpirun, Ray Train and deepspeed are started by tests/engines; here
+are their documented variables for several nodes.
 """
 
 import pytest
