@@ -131,6 +131,19 @@ class Config:
         "Time between two writes of closed steps to the spool. A killed process loses no closed "
         "step in any case: they lie in a memory-mapped ring until then.",
     )
+    spool_local: bool = setting(
+        False,
+        _flag,
+        "1 or 0",
+        "Keep the spool on the node, in the directory for temporary files, and only its digest in "
+        "the run directory: for jobs of many nodes on one parallel file system.",
+    )
+    digest_interval_s: float = setting(
+        30.0,
+        _number(1, 30, float),
+        "seconds from 1 to 30",
+        "Time between two parts of the digest, which the fold of a job reads instead of spools.",
+    )
     spool_max_mb: float = setting(
         256.0,
         _number(0.1, 1_000_000, float),

@@ -163,6 +163,9 @@ def test_a_training_under_another_agent_is_recorded_and_changes_for_neither(
         RECEIVED.clear()
         directory = tmp_path / ("on" if enabled else "off")
         result = start(launch, bin_dir, directory, enabled, intake)
+        if launch.agent == "scalene" and broke_an_import(result):
+            directory = tmp_path / f"{directory.name} again"
+            result = start(launch, bin_dir, directory, enabled, intake)
         assert result.returncode == launch.exit_code, result.stderr
         launch.saw_training(bin_dir, result, directory)
         outcomes[enabled] = SPAN.sub("", result.stdout)
@@ -193,6 +196,12 @@ def assert_recorded(launch: Launch, result: Result) -> None:
 
 def steps_of(launch: Launch) -> int:
     return BATCHES * len(launch.loaders.split())
+
+
+def broke_an_import(result: Result) -> bool:
+    """Its signal handlers import while the program imports, which CPython 3.11 may not survive,
+    with this agent or without: https://github.com/python/cpython/issues/91351."""
+    return "KeyError: " in result.stderr and "frozen importlib._bootstrap" in result.stderr
 
 
 def start(launch: Launch, bin_dir: Path, directory: Path, enabled: bool, intake: str) -> Result:

@@ -27,6 +27,7 @@ from traceml_agent.errors import TracemlError
 from traceml_agent.report.fold import Summary, fold, fold_and_write, read_summary
 from traceml_agent.report.render.text import MOST_LINES, WIDTH, render_text
 from traceml_agent.report.runs import is_run_dir, list_runs, summary_payload
+from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     DeviceMemory,
@@ -42,8 +43,15 @@ from traceml_agent.schema.records import (
     Steps,
 )
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
-from traceml_agent.spool.format import RING_SUFFIX, SPOOL_SUFFIX, STACK_SUFFIX, encode
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digest import DigestWriter, packed
+from traceml_agent.spool.format import (
+    DIGEST_SUFFIX,
+    RING_SUFFIX,
+    SPOOL_SUFFIX,
+    STACK_SUFFIX,
+    encode,
+)
+from traceml_agent.spool.reader import packed_parts, read_spool
 from traceml_agent.spool.ring import RECORD_SIZE, Ring, pack_step, read_ring, slot_offset
 from traceml_agent.spool.writer import SpoolWriter
 
@@ -52,9 +60,12 @@ LONG_AGO_S = 1_700_000_000
 BATCH = 6
 """Steps in a line of the runs made here: small files are damaged in more ways in the same time."""
 SEPARATOR = b"\n\x00=file=\x00\n"
-SLOTS = ("a" + SPOOL_SUFFIX, "a" + RING_SUFFIX, "a" + STACK_SUFFIX, "b" + SPOOL_SUFFIX, "b.ring")
+SLOTS = (
+    *("a" + SPOOL_SUFFIX, "a" + RING_SUFFIX, "a" + STACK_SUFFIX, "b" + SPOOL_SUFFIX, "b.ring"),
+    "a" + DIGEST_SUFFIX,
+)
 """The files of a packed run, in their order: two processes."""
-KINDS = ("spool", "ring", "stack", "spool", "ring")
+KINDS = ("spool", "ring", "stack", "spool", "ring", "digest")
 
 PATCHES = Patches(2_001 * MS, {**ACTIVE, "gpu": "no NVML library"})
 
@@ -76,7 +87,8 @@ def unpack(data: bytes) -> Files:
 def write(run_dir: Path, files: Files) -> None:
     """Puts the files into a directory."""
     run_dir.mkdir(exist_ok=True)
-    for name, content in zip(SLOTS, files, strict=True):
+    padded = (*files, *[b""] * (len(SLOTS) - len(files)))
+    for name, content in zip(SLOTS, padded, strict=True):
         path = run_dir / name
         path.unlink(missing_ok=True)
         if content:
@@ -99,6 +111,7 @@ def seeds(scratch: Path) -> dict[str, Files]:
     made = {name: make(scratch / name) for name, make in _SEEDS.items()}
     one, two = made["finished"], made["every_kind"]
     made["two_ranks"] = (one[0], b"", b"", _as_rank(two[0], 1), b"")
+    made["digested"] = (two[0], b"", b"", _as_rank(one[0], 1), b"", _digest(scratch, two[0]))
     made["killed"] = (*made["ring_only"][:2], b"", _as_rank(one[0], 1), b"")
     made["crashed"] = (
         one[0].rsplit(b"\n", 2)[0],
@@ -108,6 +121,19 @@ def seeds(scratch: Path) -> dict[str, Files]:
         b"",
     )
     return made
+
+
+def _digest(scratch: Path, spool: bytes) -> bytes:
+    """The digest of a spool, in two parts."""
+    path = scratch / "digested.jsonl"
+    half = spool.rfind(b"\n", 0, len(spool) // 2) + 1
+    path.write_bytes(spool[:half])
+    writer = DigestWriter(path.with_suffix(DIGEST_SUFFIX), path, read_spool(path).header)
+    writer.update()
+    path.write_bytes(spool)
+    writer.update()
+    assert writer.error is None
+    return writer.path.read_bytes()
 
 
 def _as_rank(spool: bytes, rank: int) -> bytes:
@@ -197,6 +223,29 @@ def every_kind() -> list[Record]:
             24,
             [ProcessGroup("0", "all", "gloo", [0, 1], 7, [Operation(7, "reduce", "4", False)])],
         ),
+        Samples(
+            "process",
+            2,
+            {
+                "monotonic_ns": [FIRST_STEP_NS, FIRST_STEP_NS + MS],
+                "step": [3, 4],
+                "rss_bytes": [1 << 30, None],
+                "devices": [
+                    [
+                        {
+                            "device": 0,
+                            "allocated_bytes": 1,
+                            "reserved_bytes": 2,
+                            "max_allocated_bytes": 3,
+                            "max_reserved_bytes": 4,
+                        }
+                    ],
+                    None,
+                ],
+            },
+        ),
+        Sketch(5, {"810": 4, "700": 1}),
+        Covered(400, 3, 5, {"2": "not JSON"}),
     ]
 
 
@@ -374,6 +423,16 @@ def _change_step(data: bytes, random_: random.Random) -> bytes:
     return data[:at] + number + record[8:-8] + number + data[at + RECORD_SIZE :]
 
 
+def _inside(data: bytes, random_: random.Random) -> bytes:
+    """One part of a digest damaged as a spool, and packed again."""
+    parts = list(packed_parts(data))
+    if not parts:
+        return _flip(data, random_)
+    at = random_.randrange(len(parts))
+    parts[at] = random_.choice(_DAMAGE["spool"])(parts[at], random_)
+    return b"".join(map(packed, parts))
+
+
 _BYTES = (_truncate, _flip, _junk)
 _DAMAGE = {
     "spool": (
@@ -388,6 +447,7 @@ _DAMAGE = {
     ),
     "ring": (*_BYTES, *[_change_integer] * 3, *[_change_step] * 2),
     "stack": _BYTES,
+    "digest": (*_BYTES, *[_inside] * 8),
 }
 
 

@@ -258,8 +258,8 @@ def test_two_records_of_a_ring_that_claim_one_step_count_once(run_dir):
 
 def test_files_of_a_run_travel_as_one(run_dir):
     files = (spool_of(steps(20)), b"ring", b"", b"b", b"")
-    assert unpack(pack(files)) == files
-    assert unpack(b"") == (b"",) * 5
+    assert unpack(pack(files)) == (*files, b"")
+    assert unpack(b"") == (b"",) * len(SLOTS)
     write(run_dir, files)
     check_spool(run_dir / SLOTS[0])
     assert len(read_spool(run_dir / SLOTS[0]).batches) == 1

@@ -4,7 +4,7 @@ import pytest
 
 from tests.report import synthetic_run as made
 from traceml_agent.report.fold import fold
-from traceml_agent.report.sections import step_time
+from traceml_agent.report.sections import distribution
 
 
 def section_of(run_dir, *durations):
@@ -28,7 +28,7 @@ def test_average_and_percentiles_of_the_table_are_over_all_ranks(tmp_path):
 def test_of_very_many_steps_a_part_gives_the_percentiles_and_all_give_the_maximum(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(step_time, "DISTRIBUTION_VALUES", 400)
+    monkeypatch.setattr(distribution, "MOST_VALUES", 400)
     # Every tenth step is long: a stride of ten would see all of them or none.
     column = [50.0 if step % 10 == 9 else 10.0 + step % 7 for step in range(1_000)]
     column[501] = 99.0

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from statistics import median
 
 import pytest
 
@@ -300,7 +301,20 @@ def test_long_and_short_columns_give_the_same_statistics():
     long = [(i * 7919) % 100_003 for i in range(stats.NUMPY_FROM)]
     other = [(i * 104_729) % 99_991 for i in range(stats.NUMPY_FROM)]
     assert list(stats.sorted_column(long)) == sorted(long)
-    assert stats.sum_columns([long, other]) == [a + b for a, b in zip(long, other, strict=True)]
-    assert stats.differences(long, other) == [
-        max(0, a - b) for a, b in zip(long, other, strict=True)
-    ]
+    pairs = list(zip(long, other, strict=True))
+    assert list(stats.sum_columns([long, other])) == [a + b for a, b in pairs]
+    assert list(stats.differences(long, other)) == [max(0, a - b) for a, b in pairs]
+    assert list(stats.subtracted(long, other)) == [a - b for a, b in pairs]
+    assert stats.total(long) == sum(long)
+    assert stats.middle(long) == median(long)
+    far = sorted(abs(value - 50_000.5) for value in long)
+    assert stats.median_abs_deviation(long, 50_000.5) == median(far)
+
+
+def test_a_slope_is_the_same_with_numpy_and_without(monkeypatch):
+    from traceml_agent.report import stats
+
+    points = [(i * 3 % 1_000, i * 7919 % 10_007 << 20) for i in range(500)]
+    with_numpy = stats.theil_sen(points)
+    monkeypatch.setattr(stats, "numpy_for", lambda *_: None)
+    assert stats.theil_sen(points) == with_numpy

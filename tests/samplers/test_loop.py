@@ -65,7 +65,7 @@ def record(tmp_path, monkeypatch):
         session.torch = torch
         session.config = Config(sample_interval_s=0.05, flush_interval_s=0.05)
         path = tmp_path / "spool.jsonl"
-        loop = SamplerLoop(session, Recorder(tmp_path, SpoolWriter(path, 10**7), None), 0)
+        loop = SamplerLoop(session, Recorder(path, SpoolWriter(path, 10**7), None), 0)
         loop.start()
         deadline = time.monotonic() + DEADLINE_S
         while not until(session.statuses, counts(path)) and time.monotonic() < deadline:

@@ -32,7 +32,7 @@ class Watched:
         self.session.config = Config(hang_s=hang_s)
         self.session.tracker.owner = threading.get_ident()
         self.path = tmp_path / "spool.jsonl"
-        self.recorder = Recorder(tmp_path, SpoolWriter(self.path, 10**7), None)
+        self.recorder = Recorder(self.path, SpoolWriter(self.path, 10**7), None)
         self.watch = StallWatch(self.session, self.recorder)
         self.now = 1000 * SECOND
 

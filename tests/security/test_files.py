@@ -256,7 +256,7 @@ def test_a_spool_that_is_thinned_keeps_its_rights_and_follows_no_link(tmp_path: 
     victim = tmp_path / "victim"
     victim.write_text("content")
     path = tmp_path / "spool.jsonl"
-    path.with_suffix(".thin").symlink_to(victim)
+    path.with_name(f".{path.name}.new").symlink_to(victim)
     before = os.umask(0)
     try:
         writer = SpoolWriter(path, 20_000)

@@ -265,7 +265,7 @@ def _fold_and_print(recorder: "Recorder", leave_by: float) -> bool:
     from traceml_agent.report.fold import fold_and_write, is_folded
     from traceml_agent.report.render.text import render_text
 
-    own = recorder.writer.path
+    own = recorder.path
     if recorder.writer.error is not None and not own.exists():
         say(f"no summary: {recorder.writer.error}")
         return True

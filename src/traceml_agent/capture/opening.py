@@ -57,16 +57,16 @@ def open_recorder(session: "Session") -> Recorder | None:
         attempt=place.attempt,
     )
     hostname = socket.gethostname()
-    path = spool_path(run_dir, hostname, os.getpid(), identity.attempt, identity.rank)
+    path = _unused(spool_path(run_dir, hostname, os.getpid(), identity.attempt, identity.rank))
     try:
-        writer = SpoolWriter(_unused(path), int(session.config.spool_max_mb * 1e6))
+        on_node = _path_on_node(session, path)
+        writer = SpoolWriter(on_node or path, int(session.config.spool_max_mb * 1e6))
     except OSError as error:
         session.refusal = f"cannot write to {run_dir}: {error.strerror or error}"
         say(f"nothing is recorded: {session.refusal}")
         return None
-    path = writer.path
-    ring = _ring(session, path)
-    recorder = Recorder(run_dir, writer, ring)
+    ring = _ring(session, writer.path)
+    recorder = Recorder(path, writer, ring)
     recorder.identity = identity
     recorder.warn = say
     with contextlib.suppress(OSError):  # a file system without locks: liveness stays unknown
@@ -74,36 +74,49 @@ def open_recorder(session: "Session") -> Recorder | None:
     _catch_fatal_stacks(session, recorder, path)
     others = other_agents()
     monotonic_ns, wall_ns = time.perf_counter_ns(), time.time_ns()
-    recorder.write(
-        [
-            Header(
-                schema=SPOOL_SCHEMA,
-                agent_version=__version__,
-                run_id=run_dir.name,
-                run_name=_run_name(session),
-                identity=identity,
-                pid=os.getpid(),
-                parent_pid=session.parent_pid,
-                hostname=hostname,
-                boot_id=boot_id(),
-                wall_ns=wall_ns,
-                monotonic_ns=monotonic_ns,
-                process_start_ns=monotonic_ns - process_age_ns(),
-                torch_imported_ns=session.torch_imported_ns,
-                python_version=sys.version.split()[0],
-                torch_version=str(session.torch.__version__),
-                argv=_argv(),
-                script=_script() or session.script,
-                ring_path=None if ring is None else str(ring.path),
-                cuda_version=session.torch.version.cuda,
-                other_agents=others.names,
-                tracers=others.tracers,
-            )
-        ]
+    header = Header(
+        schema=SPOOL_SCHEMA,
+        agent_version=__version__,
+        run_id=run_dir.name,
+        run_name=_run_name(session),
+        identity=identity,
+        pid=os.getpid(),
+        parent_pid=session.parent_pid,
+        hostname=hostname,
+        boot_id=boot_id(),
+        wall_ns=wall_ns,
+        monotonic_ns=monotonic_ns,
+        process_start_ns=monotonic_ns - process_age_ns(),
+        torch_imported_ns=session.torch_imported_ns,
+        python_version=sys.version.split()[0],
+        torch_version=str(session.torch.__version__),
+        argv=_argv(),
+        script=_script() or session.script,
+        ring_path=None if ring is None else str(ring.path),
+        cuda_version=session.torch.version.cuda,
+        other_agents=others.names,
+        tracers=others.tracers,
     )
+    recorder.write([header])
+    recorder.follow(header)
     if identity.rank == 0:
         say(f"recording to {run_dir} ({_patches(session)})")
     return recorder
+
+
+def _path_on_node(session: "Session", path: Path) -> Path | None:
+    """Where the spool lies with TRACEML_SPOOL_LOCAL; None: in the run directory."""
+    if not session.config.spool_local:
+        return None
+    runs_dir = fallback_runs_dir()
+    try:
+        # In a directory that all may write to, each level may be somebody else's trap.
+        own = make_run_dir(runs_dir.parent.parent, runs_dir.parent.name)
+        spools = make_run_dir(own, "spools")
+        return _unused(make_run_dir(spools, path.parent.name) / path.name)
+    except (OSError, UnsafeDirectory) as error:
+        say(f"TRACEML_SPOOL_LOCAL: {error}; the spool goes to {path.parent}")
+        return None
 
 
 def _script() -> str | None:

@@ -1,6 +1,7 @@
 """Recorder: the open files of an ACTIVE process, and how closed steps get into them."""
 
 import contextlib
+import dataclasses
 import os
 import threading
 import time
@@ -16,12 +17,15 @@ from traceml_agent.schema.records import (
     DeviceSteps,
     End,
     Fault,
+    Header,
     Identity,
     Overhead,
     Record,
     Steps,
     StepSums,
 )
+from traceml_agent.spool.digest import DigestWriter
+from traceml_agent.spool.format import DIGEST_SUFFIX
 from traceml_agent.spool.reader import batches_of
 from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, Ring, Row, pack_step
 from traceml_agent.spool.writer import SpoolWriter, sums_of
@@ -76,8 +80,10 @@ class Recorder:
     inherited_stack_fd: ClassVar[int | None] = None
     """In a forked child: where the fatal handlers write that the parent installed."""
 
-    def __init__(self, run_dir: Path, writer: SpoolWriter, ring: Ring | None) -> None:
-        self.run_dir = run_dir
+    def __init__(self, path: Path, writer: SpoolWriter, ring: Ring | None) -> None:
+        """`path` is that of the process in the run directory; its spool may lie on the node."""
+        self.path = path
+        self.run_dir = path.parent
         self.writer = writer
         self.ring = ring
         self.identity = Identity(0, 0, 0, 1, 1, 0, "none")
@@ -91,6 +97,7 @@ class Recorder:
         self.on_no_forward: Callable[[int], None] | None = None
         self.pending: Callable[[], list[Record]] = list
         self.warn: Callable[[str], None] | None = None
+        self._digest_at = 0.0
         self._lost_steps = 0
         self._rows: list[Row] = []  # in place of a ring
         self._is_stalled = False  # the disk did not take the last steps
@@ -166,6 +173,30 @@ class Recorder:
             self._is_stalled = True
             self._retry_at = time.monotonic() + RETRY_S
 
+    def follow(self, header: Header) -> None:
+        """Begins the digest. Where the spool is on the node, that stands for it in the run.
+
+        A single rank needs none: its spool is read as fast.
+        """
+        spool = self.writer.path
+        if self.path != spool:
+            header = dataclasses.replace(header, spool_path=str(spool))
+            self.writer.digest = DigestWriter(self.path, spool, header)
+            self.update_digest(0.0)  # others look for this rank
+        elif header.identity.world_size > 1:
+            self.writer.digest = DigestWriter(spool.with_suffix(DIGEST_SUFFIX), spool, header)
+
+    def update_digest(self, interval_s: float) -> None:
+        """Brings the digest up to date, if that was last done so long ago."""
+        now = time.monotonic()
+        if self.writer.digest is not None and now >= self._digest_at:
+            self._digest_at = now + interval_s
+            self.writer.digest.update()
+
+    def hurry_digest(self) -> None:
+        """Something came that others should see soon."""
+        self._digest_at = 0.0
+
     def write(self, records: list[Record]) -> bool:
         """Writes records that are no steps; whether the disk took them."""
         with self._lock:
@@ -239,7 +270,18 @@ class Recorder:
         else:
             self.give_up(end)
         self.writer.close()
+        self.hurry_digest()
+        self.update_digest(0.0)
+        if is_whole and self.path != self.writer.path:
+            self._leave_node()
         self.release()
+
+    def _leave_node(self) -> None:
+        """Removes a spool on the node of which the digest holds all."""
+        if self.writer.digest is not None and self.writer.digest.is_whole:
+            with contextlib.suppress(OSError):
+                self.writer.path.unlink()
+                self.writer.path.parent.rmdir()
 
     def give_up(self, end: Ending) -> None:
         """Leaves to the reader what the disk did not take: the ring survives this process."""
@@ -251,6 +293,8 @@ class Recorder:
         """The process is about to become another program. If that fails, later steps say so."""
         self.drain(last=True)
         self.write([*self.new_faults(), self.end(*end)])
+        self.hurry_digest()
+        self.update_digest(0.0)
 
     def _close_ring(self, remove: bool) -> None:
         if self.ring is not None:

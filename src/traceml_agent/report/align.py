@@ -4,15 +4,15 @@ Ranks are joined by the numbers of their steps alone, never by clocks. Everythin
 ranks reads them here, so that what a rank recorded is read in one function, `rank_columns`.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from traceml_agent.report.series import RankSeries
-from traceml_agent.report.stats import differences, numpy_for, sum_columns
+from traceml_agent.report.stats import Column, column_of, differences, numpy_for, sum_columns
 from traceml_agent.report.view import RankView
 from traceml_agent.schema.phases import PHASES
 
-Column = Sequence[int]
 Rows = list[Column]
 """One column a rank, in the order of `Aligned.ranks`, in nanoseconds."""
 
@@ -38,9 +38,9 @@ class Aligned:
 class PerStep:
     """One value a step over the ranks."""
 
-    lowest: list[int]
-    highest: list[int]
-    highest_at: list[int]  # index of the rank; the first of equal ones
+    lowest: Column
+    highest: Column
+    highest_at: Column  # index of the rank; the first of equal ones
 
 
 def align(
@@ -108,24 +108,23 @@ def per_step(rows: Rows) -> PerStep:
     """The extremes over the ranks in each step."""
     numpy = numpy_for(len(rows) * len(rows[0]))
     if numpy is not None:
-        grid = numpy.asarray(rows, dtype=numpy.int64)
+        grid = numpy.stack([numpy.asarray(column, dtype=numpy.int64) for column in rows])
         extremes = (grid.min(axis=0), grid.max(axis=0), grid.argmax(axis=0))
-        return PerStep(*(column.tolist() for column in extremes))
+        return PerStep(*map(column_of, extremes))
     by_step = list(zip(*rows, strict=True))
     highest = [max(values) for values in by_step]
     found = [values.index(top) for values, top in zip(by_step, highest, strict=True)]
     return PerStep([min(values) for values in by_step], highest, found)
 
 
-def middle_per_step(rows: Rows) -> list[int]:
+def middle_per_step(rows: Rows) -> Column:
     """The lower median over the ranks in each step."""
     at = (len(rows) - 1) // 2
     numpy = numpy_for(len(rows) * len(rows[0]))
     if numpy is None:
         return [sorted(values)[at] for values in zip(*rows, strict=True)]
-    grid = numpy.asarray(rows, dtype=numpy.int64)
-    middle: list[int] = numpy.partition(grid, at, axis=0)[at].tolist()
-    return middle
+    grid = numpy.stack([numpy.asarray(column, dtype=numpy.int64) for column in rows])
+    return column_of(numpy.partition(grid, at, axis=0)[at])
 
 
 def _common_steps(of_ranks: list[Sequence[int]], first: int, last: int) -> list[int]:
@@ -143,6 +142,7 @@ def _at(column: Column, own: Sequence[int], steps: Sequence[int]) -> Column:
     """The values of a column at these steps, all of which the rank has."""
     if len(own) == own[-1] - own[0] + 1 and len(steps) == steps[-1] - steps[0] + 1:
         start = steps[0] - own[0]
-        return column[start : start + len(steps)]
+        view = memoryview(column) if isinstance(column, array) else column  # spares the copy
+        return view[start : start + len(steps)]
     where = {step: index for index, step in enumerate(own)}
     return [column[where[step]] for step in steps]

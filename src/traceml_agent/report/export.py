@@ -161,7 +161,7 @@ def spools_of(parts: Sequence[Path], problems: list[str]) -> Iterator[Spool]:
     found = 0
     for path in paths_without_copies(parts):
         try:
-            spool = read_spool(path)
+            spool = read_spool(path, whole=True)
         except (NotASpool, OSError) as error:
             problems.append(one_line(str(error)))
             continue

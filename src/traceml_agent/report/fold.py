@@ -13,10 +13,11 @@ from traceml_agent.errors import NewerSchema, NoRun, TracemlError
 from traceml_agent.report.parts import one_line
 from traceml_agent.report.payload import payload_of
 from traceml_agent.report.render.text import render_text
-from traceml_agent.report.view import load_run
+from traceml_agent.report.view import is_alive, load_run
 from traceml_agent.schema.summary import SUMMARY_JSON, SUMMARY_SCHEMA, SUMMARY_TEXT
+from traceml_agent.spool.digest import bring_home
 from traceml_agent.spool.format import SPOOL_SUFFIX
-from traceml_agent.spool.reader import version_of
+from traceml_agent.spool.reader import header_of, read_spool, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,23 @@ def fold_and_write(
     run_dir: Path, *, parts: Sequence[Path] = (), own_spool: Path | None = None
 ) -> Summary:
     """The same, written into the run directory. Raises OSError too."""
+    for part in parts or [run_dir]:
+        _bring_home(part, own_spool)
     summary = fold(run_dir, parts=parts, own_spool=own_spool)
     write_whole(run_dir / SUMMARY_JSON, orjson.dumps(summary.payload, option=orjson.OPT_INDENT_2))
     write_whole(run_dir / SUMMARY_TEXT, f"{summary.text}\n".encode())
     return summary
+
+
+def _bring_home(run_dir: Path, own_spool: Path | None) -> None:
+    """Completes the digests of processes of this node that were killed (TRACEML_SPOOL_LOCAL)."""
+    for path in run_dir.glob(f"*{SPOOL_SUFFIX}"):
+        with contextlib.suppress(OSError, TracemlError):
+            if path == own_spool or header_of(path).spool_path is None:
+                continue
+            spool = read_spool(path)
+            if not spool.is_elsewhere and spool.end is None and not is_alive(spool):
+                bring_home(path)
 
 
 def read_summary(path: Path) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from traceml_agent.spool.reader import NotASpool, Spool, last_step, read_spool
 
 HEADER_LIMIT = 1 << 20
 """Bytes of the first line that are compared. Chosen: a header has some hundred."""
+WHOLE_BYTES = 64_000_000
+"""Where digests have only sums of older steps, spools are read whole up to this size in all.
+Chosen: two million steps, which fold in some seconds."""
 
 
 def readable_spools(
@@ -48,12 +51,25 @@ def readable_spools(
         raise NoSpools(
             f"no readable spool in {where}{hint}; was TRACEML_ENABLE=1 set for the training?"
         )
-    kept = _without_copies(spools, problems)
+    kept = _without_copies(_with_older_steps(spools), problems)
     if len(directories) > 1:
         _refuse_several_runs(kept)
     for spool in kept:
         problems.extend(spool.problems)
     return kept, sizes
+
+
+def _with_older_steps(spools: list[Spool]) -> list[Spool]:
+    """Spools in place of digests that have only sums of older steps, where that is not too much."""
+    summed = [spool for spool in spools if spool.summed_steps and not spool.is_elsewhere]
+    if not summed or sum(spool.size for spool in summed) > WHOLE_BYTES:
+        return spools
+    return [
+        compact(read_spool(spool.path, whole=True))
+        if spool.summed_steps and not spool.is_elsewhere
+        else spool
+        for spool in spools
+    ]
 
 
 def _without_copies(spools: list[Spool], problems: list[str]) -> list[Spool]:
@@ -95,7 +111,7 @@ def spool_paths(directories: Sequence[Path]) -> list[Path]:
 
 def paths_without_copies(directories: Sequence[Path]) -> list[Path]:
     """The same, each process once. Only copies are read; the rest may be large."""
-    paths = spool_paths(directories)
+    paths = list(dict.fromkeys(spool_paths(directories)))
     by_header: dict[bytes, list[Path]] = {}
     for path in paths:
         with contextlib.suppress(OSError), path.open("rb") as file:
@@ -107,8 +123,8 @@ def paths_without_copies(directories: Sequence[Path]) -> list[Path]:
             with contextlib.suppress(NotASpool, NewerSchema, OSError):
                 spools.append(read_spool(path))
         if len(spools) > 1:
-            best = _without_copies(spools, [])
-            dropped.update(spool.path for spool in spools if spool not in best)
+            kept = {spool.path for spool in _without_copies(spools, [])}
+            dropped.update(spool.path for spool in spools if spool.path not in kept)
     return [path for path in paths if path not in dropped]
 
 

@@ -152,10 +152,13 @@ def _analysis_window(
 def _about(view: RunView) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for rank in view.ranks:
-        thinned = sum(part.count for part in rank.spool.sums)
+        summed = rank.spool.summed_steps
+        thinned = sum(part.count for part in rank.spool.sums) - summed
         lost = dict(rank.spool.end.dropped) if rank.spool.end is not None else {}
         if thinned:
             lost["thinned_steps"] = thinned
+        if summed:
+            lost["summed_steps"] = summed
         for name, count in lost.items():
             dropped[name] = dropped.get(name, 0) + count
     return {

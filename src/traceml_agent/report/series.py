@@ -3,9 +3,16 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, chain
 
-from traceml_agent.report.stats import MAD_TO_SIGMA, median, median_abs_deviation, thinned
+from traceml_agent.report.stats import (
+    MAD_TO_SIGMA,
+    median_abs_deviation,
+    middle,
+    thinned,
+    total,
+)
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 from traceml_agent.schema.records import Steps, StepSums
 from traceml_agent.spool.reader import Spool
@@ -60,7 +67,7 @@ def series_of(spool: Spool) -> RankSeries:
             batches.append(batch)  # else the ring repeats what the spool holds
     steps = _join([range(b.first_step, b.first_step + b.count) for b in batches])
     duration_ns = _join([batch.duration_ns for batch in batches])
-    zeros = array("q", bytes(8 * len(steps)))
+    zeros = _repeated(0, len(steps))
     samples = [batch.samples for batch in batches]
     device_duration, device_phases = _device_columns(spool, steps)
     return RankSeries(
@@ -112,7 +119,7 @@ def warmup_steps(duration_ns: Sequence[int]) -> int:
         return 0
     most = min(WARMUP_MOST_STEPS, int(len(duration_ns) * WARMUP_MOST_SHARE))
     rest = thinned(duration_ns[most:])
-    center = median(rest) or 0.0
+    center = middle(rest) or 0.0
     spread = MAD_TO_SIGMA * median_abs_deviation(rest, center)
     limit = max(center + WARMUP_SIGMAS * spread, center * WARMUP_RATIO)
     count = 0
@@ -123,7 +130,7 @@ def warmup_steps(duration_ns: Sequence[int]) -> int:
 
 def totals(spool: Spool) -> StepSums | None:
     """Exact sums over all steps of a spool, thinned ones included; None without steps."""
-    parts = [*(sums_of(batch) for batch in spool.batches), *spool.sums]
+    parts = [*(sums_of(batch, total) for batch in spool.batches), *spool.sums]
     if not parts:
         return None
     known = [part.samples for part in parts if part.samples is not None]
@@ -141,7 +148,13 @@ def totals(spool: Spool) -> StepSums | None:
 
 
 def _spread(column: int | list[int], count: int) -> Sequence[int]:
-    return array("q", (column,)) * count if isinstance(column, int) else column
+    return _repeated(column, count) if isinstance(column, int) else column
+
+
+@lru_cache(maxsize=64)
+def _repeated(value: int, count: int) -> Sequence[int]:
+    """One column for all ranks that have the same."""
+    return array("q", (value,)) * count
 
 
 def _device_columns(

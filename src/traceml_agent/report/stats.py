@@ -4,17 +4,28 @@ numpy is no dependency of the agent and costs 100 ms to import at the end of a t
 used only where a column is long enough to pay for that.
 """
 
+import sys
+from array import array
 from collections.abc import Sequence
-from typing import Any
+from operator import sub
+from typing import Any, cast
 
 NUMPY_FROM = 50_000
 """Sorting 50,000 integers takes Python about as long as importing numpy."""
+NUMPY_LOADED_FROM = 256
+"""Where the program has imported numpy already: turning a shorter column into an array costs what
+it saves."""
 MAD_TO_SIGMA = 1.4826
+
+Column = Sequence[int]
+"""Integers of 64 bits: a list, or an array, which is 8 bytes a value."""
 
 
 def numpy_for(count: int, least: int | None = None) -> Any:
     """numpy, where it is installed and `least` values (NUMPY_FROM) are there to pay for it."""
-    if count < (NUMPY_FROM if least is None else least):
+    if least is None:
+        least = NUMPY_LOADED_FROM if "numpy" in sys.modules else NUMPY_FROM
+    if count < least:
         return None
     try:
         import numpy
@@ -23,37 +34,55 @@ def numpy_for(count: int, least: int | None = None) -> Any:
     return numpy
 
 
+def column_of(values: Any) -> Column:
+    """An array of numpy as an array of Python."""
+    return cast(Column, array("q", values.astype("int64", copy=False).tobytes()))
+
+
 def mean(values: Sequence[float]) -> float | None:
     """The arithmetic mean; None of nothing."""
     return sum(values) / len(values) if values else None
 
 
-def sorted_column(values: Sequence[int]) -> Sequence[int]:
+def total(values: Column) -> int:
+    """The sum of a column."""
+    numpy = numpy_for(len(values))
+    return sum(values) if numpy is None else int(numpy.asarray(values, dtype=numpy.int64).sum())
+
+
+def sorted_column(values: Column) -> Column:
     """The values in ascending order."""
     numpy = numpy_for(len(values))
     if numpy is None:
         return sorted(values)
-    column: Sequence[int] = numpy.sort(numpy.asarray(values, dtype=numpy.int64)).tolist()
-    return column
+    return column_of(numpy.sort(numpy.asarray(values, dtype=numpy.int64)))
 
 
-def sum_columns(columns: Sequence[Sequence[int]]) -> list[int]:
+def sum_columns(columns: Sequence[Column]) -> Column:
     """The sum of columns of one length, row by row."""
-    numpy = numpy_for(len(columns[0]) if columns else 0)
+    numpy = numpy_for(sum(map(len, columns)))
     if numpy is None:
         return [sum(row) for row in zip(*columns, strict=True)]
-    total: list[int] = sum(numpy.asarray(c, dtype=numpy.int64) for c in columns).tolist()
-    return total
+    return column_of(sum(numpy.asarray(column, dtype=numpy.int64) for column in columns))
 
 
-def differences(columns: Sequence[int], others: Sequence[int]) -> list[int]:
+def differences(column: Column, other: Column) -> Column:
     """The first less the second, row by row, never below 0."""
-    numpy = numpy_for(len(columns))
+    numpy = numpy_for(len(column))
     if numpy is None:
-        return [max(0, a - b) for a, b in zip(columns, others, strict=True)]
-    left = numpy.asarray(columns, dtype=numpy.int64) - numpy.asarray(others)
-    found: list[int] = numpy.maximum(left, 0).tolist()
-    return found
+        return [max(0, a - b) for a, b in zip(column, other, strict=True)]
+    left = numpy.asarray(column, dtype=numpy.int64) - numpy.asarray(other, dtype=numpy.int64)
+    return column_of(numpy.maximum(left, 0))
+
+
+def subtracted(column: Column, other: Column) -> Column:
+    """The first less the second, row by row."""
+    numpy = numpy_for(len(column))
+    if numpy is None:
+        return list(map(sub, column, other))
+    return column_of(
+        numpy.asarray(column, dtype=numpy.int64) - numpy.asarray(other, dtype=numpy.int64)
+    )
 
 
 def thinned(values: Sequence[int], most: int = 10_000) -> Sequence[int]:
@@ -77,8 +106,17 @@ def median(values: Sequence[float]) -> float | None:
     return quantile(sorted(values), 0.5)
 
 
-def median_abs_deviation(values: Sequence[float], center: float) -> float:
+def middle(values: Column) -> float | None:
+    """The median of a column."""
+    return quantile(sorted_column(values), 0.5)
+
+
+def median_abs_deviation(values: Column, center: float) -> float:
     """Median distance from `center`; 0 of nothing."""
+    numpy = numpy_for(len(values))
+    if numpy is not None:
+        distances = numpy.abs(numpy.asarray(values, dtype=numpy.float64) - center)
+        return quantile(numpy.sort(distances).tolist(), 0.5) or 0.0
     return median([abs(value - center) for value in values]) or 0.0
 
 
@@ -87,6 +125,14 @@ def theil_sen(points: Sequence[tuple[float, float]], most: int = 200) -> float |
     if len(points) > most:
         stride = len(points) / most
         points = [points[int(i * stride)] for i in range(most)]
+    numpy = numpy_for(len(points) ** 2)
+    if numpy is not None:
+        x, y = numpy.asarray(points, dtype=numpy.float64).T
+        first, second = numpy.triu_indices(len(points), 1)
+        apart = x[second] - x[first]
+        known = apart != 0
+        found = (y[second] - y[first])[known] / apart[known]
+        return quantile(numpy.sort(found).tolist(), 0.5)
     slopes = [
         (y2 - y1) / (x2 - x1)
         for i, (x1, y1) in enumerate(points)

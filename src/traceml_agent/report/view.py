@@ -13,9 +13,10 @@ from traceml_agent.report.killed import why_killed
 from traceml_agent.report.membership import Attempt, Members, members_of
 from traceml_agent.report.parts import one_line, readable_spools
 from traceml_agent.report.series import RankSeries, series_of
+from traceml_agent.report.stats import numpy_for
 from traceml_agent.spool.format import ALIVE_SUFFIX
 from traceml_agent.spool.liveness import boot_id, is_held
-from traceml_agent.spool.reader import Spool
+from traceml_agent.spool.reader import Spool, last_step
 
 SILENT_S = 60.0
 """A process on another machine counts as dead when its spool was not written for this long.
@@ -76,6 +77,7 @@ def load_run(
     last = members.attempts[-1]
     of_last = {rank: life.spool for rank, life in last.lives.items()}
     head = of_last[min(of_last)].header
+    numpy_for(sum(last_step(spool) for spool in of_last.values()))  # once for all columns
     missing = (rank for rank in range(last.world_size) if rank not in of_last)
     ranks = [_rank_view(rank, of_last, own_spool) for rank in sorted(of_last)]
     return RunView(

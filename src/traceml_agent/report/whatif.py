@@ -8,10 +8,18 @@ largest own work; with the slow rank's own work replaced by the median's, it tak
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 
 from traceml_agent.report.align import Rows, middle_per_step, per_step
-from traceml_agent.report.stats import mean, quantile
+from traceml_agent.report.stats import (
+    Column,
+    differences,
+    mean,
+    quantile,
+    subtracted,
+    total,
+)
 
 MODEL_ERROR_MOST = 0.10
 """Chosen: where the largest own work of each step adds up to 10 % more or less than the steps did,
@@ -51,11 +59,8 @@ class OwnWork:
 def own_work(step_ns: Rows, sync_ns: Rows) -> OwnWork:
     """Tells own work from waiting, by the rank that waited least in each step."""
     least = per_step(sync_ns).lowest
-    waiting: Rows = [[ns - low for ns, low in zip(c, least, strict=True)] for c in sync_ns]
-    work: Rows = [
-        [step - waited for step, waited in zip(steps, waits, strict=True)]
-        for steps, waits in zip(step_ns, waiting, strict=True)
-    ]
+    waiting: Rows = [subtracted(column, least) for column in sync_ns]
+    work = [subtracted(steps, waits) for steps, waits in zip(step_ns, waiting, strict=True)]
     return OwnWork(work, waiting)
 
 
@@ -66,48 +71,40 @@ def what_if(step_ns: Rows, own: OwnWork, slow: Sequence[int]) -> WhatIf:
     the other ranks waited. They differ where work and waiting cannot be told apart.
     """
     steps = len(step_ns[0])
-    took = (mean([sum(column) / steps for column in step_ns]) or 0.0) * steps
+    took = (mean([total(column) / steps for column in step_ns]) or 0.0) * steps
     now = per_step(own.work).highest
-    if not took or abs(sum(now) - took) > MODEL_ERROR_MOST * took:
+    if not took or abs(total(now) - took) > MODEL_ERROR_MOST * took:
         reason = "the work of the ranks and their waiting do not add up to the steps"
         return WhatIf(took / steps, None, None, None, reason)
     others = [column for index, column in enumerate(own.work) if index not in slow]
     # With the slow ones at their median, the largest is the largest of the others.
     then = per_step(others).highest
-    by_work = [max(0, a - b) for a, b in zip(now, then, strict=True)]
+    by_work = differences(now, then)
     waits = [column for index, column in enumerate(own.waiting) if index not in slow]
     last = per_step([own.waiting[index] for index in slow]).lowest
-    by_waiting = [
-        max(0, low - least) for low, least in zip(per_step(waits).lowest, last, strict=True)
-    ]
+    by_waiting = differences(per_step(waits).lowest, last)
     bounds = [*_interval(by_work), *_interval(by_waiting)]
-    return WhatIf(took / steps, sum(by_work) / steps, min(bounds), max(bounds), None)
+    return WhatIf(took / steps, total(by_work) / steps, min(bounds), max(bounds), None)
 
 
-def excess(own: OwnWork, rank: int) -> list[int]:
+def excess(own: OwnWork, rank: int) -> Column:
     """What a rank works beyond the median of the others in each step; 0 where it works less."""
     others = [column for index, column in enumerate(own.work) if index != rank]
-    middle = middle_per_step(others)
-    return [max(0, ns - typical) for ns, typical in zip(own.work[rank], middle, strict=True)]
+    return differences(own.work[rank], middle_per_step(others))
 
 
 def _interval(values: Sequence[int]) -> tuple[float, float]:
     """Bounds of the mean of a column: moving-block bootstrap."""
     count = len(values)
     length = _block(values)
-    sums = [0]
-    for value in values:
-        sums.append(sums[-1] + value)
+    sums = [0, *accumulate(values)]
     blocks = -(-count // length)
     starts = count - length + 1
     random = Random(SEED)
     found = []
+    of_block = [sums[start + length] - sums[start] for start in range(starts)]
     for _ in range(RESAMPLES):
-        total = 0
-        for _ in range(blocks):
-            start = random.randrange(starts)
-            total += sums[start + length] - sums[start]
-        found.append(total / (blocks * length))
+        found.append(sum(random.choices(of_block, k=blocks)) / (blocks * length))
     found.sort()
     tail = (1 - CONFIDENCE) / 2
     return quantile(found, tail) or 0.0, quantile(found, 1 - tail) or 0.0

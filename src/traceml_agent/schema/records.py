@@ -9,6 +9,7 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 
 SPOOL_SCHEMA = "traceml-spool/1"
@@ -55,6 +56,7 @@ class Header:
     cuda_version: str | None = None
     other_agents: tuple[str, ...] | None = None  # names, when recording began; see docs
     tracers: tuple[str, ...] | None = None  # those that cost time at each call or line of Python
+    spool_path: str | None = None  # where the spool lies if this file is the digest of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,9 @@ Record = (
     | Fault
     | Overhead
     | End
+    | Samples
+    | Sketch
+    | Covered
 )
 
 RECORD_TYPES: dict[str, type[Record]] = {
@@ -306,5 +311,8 @@ RECORD_TYPES: dict[str, type[Record]] = {
         Fault,
         Overhead,
         End,
+        Samples,
+        Sketch,
+        Covered,
     )
 }

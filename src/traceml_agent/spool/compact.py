@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 from traceml_agent.schema.records import DeviceSteps, Steps
 from traceml_agent.spool.reader import Spool
 
+ARRAY_FROM = 64
+"""Steps of a batch on its own that is turned into arrays too. Chosen: below, it saves nothing."""
 Batch = TypeVar("Batch", Steps, DeviceSteps)
 
 
@@ -56,7 +58,7 @@ def _next_in_number(before: DeviceSteps, after: DeviceSteps) -> bool:
 
 def _joined(parts: list[Steps]) -> Steps:
     first = parts[0]
-    if len(parts) == 1:
+    if len(parts) == 1 and first.count < ARRAY_FROM:
         return first
     names = {name: None for part in parts for name in part.phase_ns}
     return Steps(
@@ -90,7 +92,10 @@ def _counts(values: Sequence[int | list[int]], parts: Sequence[Steps]) -> int | 
 
 
 def _column(parts: Iterable[Sequence[int]]) -> list[int]:
-    return cast(list[int], array("q", chain.from_iterable(parts)))
+    column = array("q")
+    for part in parts:
+        column.extend(part if isinstance(part, array) else array("q", part))
+    return cast(list[int], column)
 
 
 def _joined_on_device(parts: list[DeviceSteps]) -> DeviceSteps:

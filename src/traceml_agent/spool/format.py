@@ -1,7 +1,8 @@
 """Turns records into lines of a spool and back. The format is public: docs/spool-format.md."""
 
 import dataclasses
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -10,15 +11,26 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 import orjson
 
 from traceml_agent.errors import TracemlError
-from traceml_agent.schema.records import RECORD_TYPES, Record
+from traceml_agent.schema.digests import Samples
+from traceml_agent.schema.records import (
+    RECORD_TYPES,
+    GpuSample,
+    HostSample,
+    ProcessSample,
+    Record,
+)
 
 SPOOL_SUFFIX = ".jsonl"
+DIGEST_SUFFIX = ".digest"
 RING_SUFFIX = ".ring"
 ALIVE_SUFFIX = ".alive"
 STACK_SUFFIX = ".stack"
 CLAIM_SUFFIX = ".claim"
 LAUNCH_SUFFIX = ".launch"
 _ABSENT = object()
+_SAMPLE_TYPES: dict[str, type[Any]] = {
+    record.kind: record for record in (ProcessSample, HostSample, GpuSample)
+}
 
 
 class BadRecord(TracemlError):
@@ -41,9 +53,16 @@ def encode(record: Record) -> bytes:
             line[name] = value
     options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
     try:
-        return orjson.dumps(line, option=options)
+        return orjson.dumps(line, _as_list, option=options)
     except orjson.JSONEncodeError:  # a file name that is no UTF-8
-        return orjson.dumps(_encodable(line), option=options)
+        return orjson.dumps(_encodable(line), _as_list, option=options)
+
+
+def _as_list(value: Any) -> Any:
+    """A column of joined steps."""
+    if isinstance(value, array):
+        return value.tolist()
+    raise TypeError
 
 
 def _encodable(value: Any) -> Any:
@@ -70,6 +89,36 @@ def decode(line: bytes) -> Record | None:
         raise BadRecord("not an object with a `kind`")
     record_type = RECORD_TYPES.get(data["kind"])
     return None if record_type is None else _build(record_type, data)
+
+
+def columns_of(samples: Sequence[ProcessSample | HostSample | GpuSample]) -> dict[str, list[Any]]:
+    """Samples of one kind, a list a field; a field that is None in all of them is left out."""
+    names = _fields(type(samples[0]))  # type: ignore[arg-type]  # a class is hashable
+    columns = {name: [getattr(sample, name) for sample in samples] for name in names}
+    return {name: c for name, c in columns.items() if c.count(None) < len(c)}
+
+
+def samples_of(found: Samples) -> list[Any]:
+    """The single samples: ProcessSample, HostSample or GpuSample. Raises BadRecord."""
+    record_type = _SAMPLE_TYPES.get(found.of)
+    if record_type is None:
+        raise BadRecord(f"samples of an unknown kind {found.of[:80]!r}")
+    columns = []
+    for name, types, convert, is_required, default in _readers(record_type):  # type: ignore[arg-type]
+        column = found.columns.get(name)
+        if column is None:
+            if is_required:
+                raise BadRecord(f"samples without `{name}`")
+            column = [default()] * found.count  # one for all: nobody changes a sample
+        elif len(column) != found.count:
+            raise BadRecord(f"samples: a column of another length: {name}")
+        elif not types.issuperset(map(type, column)):
+            try:
+                column = [v if type(v) in types else convert(v) for v in column]
+            except (TypeError, ValueError, AttributeError) as error:
+                raise BadRecord(f"samples: {name}: {error}") from None
+        columns.append(column)
+    return list(map(record_type, *columns))
 
 
 @cache
@@ -144,6 +193,8 @@ def _converter(hint: Any) -> Callable[[Any], Any]:
     """A function that returns the value as `hint` says or raises TypeError."""
     if hint in (int, str, float, bool, type(None)):
         return _scalar(hint)
+    if hint is Any:
+        return lambda value: value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return lambda value: _build(hint, value if isinstance(value, dict) else {})
     origin, arguments = get_origin(hint), get_args(hint)
@@ -166,10 +217,13 @@ def _scalar(wanted: type) -> Callable[[Any], Any]:
 def _sequence(origin: type, item_hint: Any) -> Callable[[Any], Any]:
     allowed = _scalar_types(item_hint)
     convert_item = _converter(item_hint)
+    is_free = item_hint is Any
 
     def convert(value: Any) -> Any:
         if type(value) is not list:
             raise TypeError(f"expected a list, found {type(value).__name__}")
+        if is_free:
+            return value
         if allowed is not None:
             # One pass in C: a spool holds millions of these integers.
             if not set(map(type, value)) <= allowed:

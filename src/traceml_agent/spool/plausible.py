@@ -8,6 +8,7 @@ that are no records.
 from bisect import bisect_right
 from typing import Any
 
+from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
 from traceml_agent.spool.format import BadRecord
 
@@ -21,6 +22,8 @@ LONGEST_NS = 1 << 58
 """Of a duration, nine years. Chosen: the sum of all phases stays below 64 bits."""
 MOST = (1 << 63) - 1
 """Of any other number: what JSON and numpy hold."""
+LAST_BUCKET = 2100
+"""Of a sketch. Source: a little above that of LONGEST_NS."""
 LEAST = 1e-12
 """Of a number that is not 0. Chosen: no division by it leaves the range of a float."""
 
@@ -36,6 +39,10 @@ def check(record: Record) -> None:
         problem = _problem_of_device_steps(record)
     elif isinstance(record, StepSums):
         problem = _problem_of_sums(record)
+    elif isinstance(record, Samples):
+        problem = _problem_of_samples(record)
+    elif isinstance(record, Sketch):
+        problem = _problem_of_sketch(record)
     else:
         problem = _problem_of_numbers(record)
     if problem is not None:
@@ -132,6 +139,37 @@ def _problem_of_sums(sums: StepSums) -> str | None:
     if min(counts) < 0 or max(counts) > sums.count * MOST_PER_STEP:
         return "a count that cannot be"
     return None
+
+
+def _problem_of_samples(samples: Samples) -> str | None:
+    for name, column in samples.columns.items():
+        # Integers all of them, or none: as a whole, by C code. Else one by one.
+        if set(map(type, column)) == {int} and name not in _SIGNED:
+            if min(column) < 0 or max(column) > MOST:
+                return f"`{name}` cannot be what it is"
+        elif any(_is_odd(item, name in _SIGNED) for item in column):
+            return f"`{name}` cannot be what it is"
+    return None
+
+
+def _problem_of_sketch(sketch: Sketch) -> str | None:
+    counts = sketch.buckets
+    if any(not (n.isascii() and n.isdecimal() and int(n[:5]) <= LAST_BUCKET) for n in counts):
+        return "a bucket that cannot be"
+    is_whole = 0 < sketch.steps == sum(counts.values()) <= LAST_STEP and min(counts.values()) >= 0
+    return None if is_whole else "a count that cannot be"
+
+
+def _is_odd(item: Any, is_signed: bool) -> bool:
+    """Whether a value, or one that it holds, is a number beyond the bounds."""
+    if isinstance(item, dict):
+        return any(_is_odd(value, is_signed) for value in item.values())
+    if isinstance(item, list):
+        return any(_is_odd(value, is_signed) for value in item)
+    if type(item) is not int and type(item) is not float:
+        return False
+    size = abs(item) if is_signed else item
+    return not (size == 0 or LEAST <= size <= MOST)
 
 
 def _problem_of_range(first_step: int, count: int, start_ns: int) -> str | None:

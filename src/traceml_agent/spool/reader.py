@@ -1,12 +1,17 @@
 """Reads a spool back, whatever happened to its writer: torn tails, empty and foreign files."""
 
 import contextlib
+import dataclasses
+import socket
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import add, attrgetter, eq
 from pathlib import Path
 from typing import Any
 
 from traceml_agent.errors import NewerSchema, TracemlError
+from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     SPOOL_SCHEMA,
@@ -26,11 +31,22 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.schema.stalls import ProcessGroups, Stall
-from traceml_agent.spool.format import RING_SUFFIX, STACK_SUFFIX, BadRecord, decode
+from traceml_agent.spool.format import (
+    DIGEST_SUFFIX,
+    RING_SUFFIX,
+    STACK_SUFFIX,
+    BadRecord,
+    decode,
+    samples_of,
+)
 from traceml_agent.spool.plausible import StepNumbers, check
 from traceml_agent.spool.ring import Row, read_ending, read_ring
+from traceml_agent.spool.sketch import added
 
 STACK_LIMIT_BYTES = 64 * 1024
+BadLine = tuple[int, str]
+"""The number of a line that is no record, and what is wrong with it."""
+_GZIP = 31  # for zlib: members of gzip
 
 
 class NotASpool(TracemlError):
@@ -62,41 +78,153 @@ class Spool:
     fatal_stack: str | None = None  # written by faulthandler at SIGTERM or a crash
     last_monotonic_ns: int = 0
     problems: list[str] = field(default_factory=list)
+    sketch: Sketch | None = None  # of the steps in `sums`, where a digest summed them up
+    summed_steps: int = 0  # those of them of which the spool has more
+    is_elsewhere: bool = False  # the spool lies on another machine: this is its digest
+    numbers: StepNumbers = field(default_factory=StepNumbers)
 
 
-def read_spool(path: Path) -> Spool:
+def read_spool(path: Path, *, whole: bool = False) -> Spool:
     """Everything a process left: its spool, the steps still in its ring, its fatal stack.
 
-    Raises NotASpool, NewerSchema and OSError. Lines that are no records are skipped and named in
-    `problems`; a last line without a newline is a torn write and is skipped too.
+    What its digest holds is read there, unless `whole`. Raises NotASpool, NewerSchema and OSError.
+    Lines that are no records are skipped and named in `problems`; a last line without a newline is
+    a torn write and is skipped too.
     """
-    data = path.read_bytes()
-    lines = data.split(b"\n")
-    spool = Spool(path, _header(path, lines[0]), len(data))
-    numbers = StepNumbers()
-    bad = 0
-    last = len(lines) - 1
-    for number, line in enumerate(lines[1:], start=1):
+    with path.open("rb") as file:
+        first = file.readline()
+        spool = Spool(path, _header(path, first.removesuffix(b"\n")))
+        if spool.header.spool_path is None:
+            file_size = file.seek(0, 2)
+            file.seek(len(first))
+            packed = b"" if whole else _bytes_of(path.with_suffix(DIGEST_SUFFIX))
+            covered, bad = _take_digest(spool, list(packed_parts(packed)), file_size)
+            file.seek(max(len(first), covered.spool_bytes))
+            bad += _take_rest(spool, file.read(), covered)
+            spool.size = file.tell()
+        else:
+            data = file.read()
+            spool.size = file.tell()
+            bad = _take_elsewhere(spool, data, whole=whole)
+    if bad:
+        number, what = bad[0]
+        spool.problems.append(f"{path.name}: line {number} skipped ({what})")
+    if len(bad) > 1:
+        spool.problems.append(f"{path.name}: {len(bad)} lines skipped in all")
+    _sort_samples(spool)
+    _add_ring(spool)
+    _add_stack(spool)
+    return spool
+
+
+def _take_digest(
+    spool: Spool, parts: Sequence[bytes], spool_bytes: int | None
+) -> tuple[Covered, list[BadLine]]:
+    """Takes the parts of a digest, if it is one of this spool; returns what of it they cover."""
+    nothing = Covered(0, 1)
+    covered = _last_covered(parts)
+    if covered is None or (spool_bytes is not None and covered.spool_bytes > spool_bytes):
+        return nothing, []  # none, or the spool was thinned since
+    for part in parts:
+        keep_lines(spool, part.split(b"\n"), 1)
+    spool.summed_steps = covered.summed_steps
+    return covered, sorted((int(n), w) for n, w in covered.bad_lines.items() if n.isdecimal())
+
+
+def _last_covered(parts: Sequence[bytes]) -> Covered | None:
+    if not parts:
+        return None
+    with contextlib.suppress(BadRecord):
+        record = decode(parts[-1][parts[-1].rstrip(b"\n").rfind(b"\n") + 1 :])
+        if isinstance(record, Covered):
+            check(record)
+            return record
+    return None
+
+
+def _take_rest(spool: Spool, data: bytes, covered: Covered) -> list[BadLine]:
+    """Takes the lines of a spool beyond its digest."""
+    *lines, last = data.split(b"\n")
+    bad = keep_lines(spool, lines, covered.spool_lines + 1)
+    if last and keep_lines(spool, [last], 0):
+        spool.problems.append(f"{spool.path.name}: the last line is torn and was left out")
+    return bad
+
+
+def _take_elsewhere(spool: Spool, data: bytes, *, whole: bool) -> list[BadLine]:
+    """Takes a digest in place of a spool, and what that spool has beyond it if it lies here."""
+    there = Path(spool.header.spool_path or "")
+    rest: bytes | None = None
+    if spool.header.hostname == socket.gethostname() and "\0" not in str(there):
+        rest = _bytes_of(there)
+        line = rest[: rest.find(b"\n")]
+        try:
+            header = dataclasses.replace(spool.header, spool_path=None)
+            rest = rest if line and decode(line) == header else None
+        except BadRecord:
+            rest = None
+    parts = [] if whole and rest is not None else _plain_parts(data)
+    covered, bad = _take_digest(spool, parts, None if rest is None else len(rest))
+    if rest is not None:
+        begin = max(covered.spool_bytes, rest.find(b"\n") + 1)
+        return bad + _take_rest(spool, rest[begin:], covered)
+    spool.is_elsewhere = True
+    if spool.end is None and not covered.closed:
+        spool.problems.append(
+            f"{spool.path.name}: what came after the last digest is only on "
+            f"{spool.header.hostname}, in {there}"
+        )
+    return bad
+
+
+def _plain_parts(data: bytes) -> list[bytes]:
+    """The lines of a digest that is not packed, less those of a part that is not closed."""
+    at = data.rfind(b'\n{"kind":"covered"')
+    end = data.find(b"\n", at + 1)
+    return [data[: end + 1]] if at >= 0 and end >= 0 else []
+
+
+def packed_parts(data: bytes) -> Iterator[bytes]:
+    """The members of a gzip file up to the first one that is torn or damaged."""
+    while data:
+        unpack = zlib.decompressobj(_GZIP)
+        try:
+            part = unpack.decompress(data)
+        except zlib.error:
+            return
+        if not unpack.eof:
+            return
+        yield part
+        data = unpack.unused_data
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def keep_lines(spool: Spool, lines: Sequence[bytes], first_number: int) -> list[BadLine]:
+    """Takes the records of these lines; returns those that are none, by number."""
+    bad: list[BadLine] = []
+    for number, line in enumerate(lines, start=first_number):
         if not line:
             continue
         try:
             record = decode(line)
             if record is not None:
                 check(record)
-                _keep(spool, record, numbers)
+                _keep(spool, record, spool.numbers)
         except BadRecord as error:
-            if number == last:
-                spool.problems.append(f"{path.name}: the last line is torn and was left out")
-            else:
-                bad += 1
-                if bad == 1:
-                    spool.problems.append(f"{path.name}: line {number + 1} skipped ({error})")
-    _sort_samples(spool)
-    if bad > 1:
-        spool.problems.append(f"{path.name}: {bad} lines skipped in all")
-    _add_ring(spool)
-    _add_stack(spool)
-    return spool
+            bad.append((number, str(error)))
+    return bad
+
+
+def header_of(path: Path) -> Header:
+    """The first record of a spool. Raises NotASpool, NewerSchema and OSError."""
+    with path.open("rb") as file:
+        return _header(path, file.readline().removesuffix(b"\n"))
 
 
 def _header(path: Path, line: bytes) -> Header:
@@ -145,6 +273,10 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.statuses.update(record.statuses)
     elif isinstance(record, Outside):
         spool.outside_ns = record.phase_ns
+    elif isinstance(record, Samples):
+        monotonic_ns = _keep_samples(spool, record)
+    elif isinstance(record, Sketch):
+        _keep_sketch(spool, record)
     elif isinstance(record, ProcessSample):
         spool.process_samples.append(record)
     elif isinstance(record, HostSample):
@@ -164,6 +296,23 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
     elif isinstance(record, End):
         spool.end = record
     spool.last_monotonic_ns = max(spool.last_monotonic_ns, monotonic_ns)
+
+
+def _keep_samples(spool: Spool, record: Samples) -> int:
+    """Returns when the last one was taken."""
+    found = samples_of(record)
+    if record.of == ProcessSample.kind:
+        spool.process_samples += found
+    elif record.of == HostSample.kind:
+        spool.host_samples += found
+    else:
+        spool.gpu_samples += found
+    return max((sample.monotonic_ns for sample in found), default=0)
+
+
+def _keep_sketch(spool: Spool, record: Sketch) -> None:
+    known = spool.sketch or Sketch(0, {})
+    spool.sketch = Sketch(known.steps + record.steps, added(known.buckets, record.buckets))
 
 
 def _only_once(steps: Steps | StepSums, numbers: StepNumbers) -> None:

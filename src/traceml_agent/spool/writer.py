@@ -2,12 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from traceml_agent.schema.records import Event, GpuSample, HostSample, ProcessSample, Record, Steps
 from traceml_agent.schema.records import StepSums as Sums
 from traceml_agent.spool.format import BadRecord, decode, encode
+
+if TYPE_CHECKING:
+    from traceml_agent.spool.digest import DigestWriter
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 THINNED_PART = 0.75
@@ -26,6 +30,7 @@ class SpoolWriter:
         self.thinned_steps = 0
         self.error: str | None = None  # the first one
         self.lost: dict[str, int] = {}  # records that could not be written, by kind
+        self.digest: DigestWriter | None = None  # what follows this spool
         self._fd = os.open(path, _FLAGS, 0o600)
         self._torn = False
 
@@ -71,21 +76,13 @@ class SpoolWriter:
 
         The file is written anew and renamed, so that a reader or a kill finds one or the other.
         """
+        if self.digest is not None:
+            self.digest.update()
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
             kept = thin_lines(lines)
             data = b"".join(kept.lines)
-            temporary = self.path.with_suffix(".thin")
-            temporary.unlink(missing_ok=True)
-            fd = os.open(temporary, _FLAGS, 0o600)
-            try:
-                if os.write(fd, data) != len(data):
-                    raise OSError(28, "No space left on device", str(temporary))
-                os.rename(temporary, self.path)
-            except OSError:
-                os.close(fd)
-                temporary.unlink(missing_ok=True)
-                raise
+            fd = write_new(self.path, data)
         except OSError as error:
             self.error = self.error or str(error)
             self.max_bytes *= 2  # do not try again at every write
@@ -94,8 +91,29 @@ class SpoolWriter:
         self._fd = fd
         self.thinned_steps += kept.thinned_steps
         self.size = len(data)
+        if self.digest is not None:
+            self.digest.spool_was_rewritten(len(data), data.count(b"\n"))
         if self.size > self.max_bytes * 0.9:
             self.max_bytes = self.size * 2  # nothing left to thin: headers, faults, sums
+
+
+def write_new(path: Path, data: bytes) -> int:
+    """Puts a file (0600) in the place of another; its descriptor, for appending. Raises OSError.
+
+    A reader, or a kill, finds the one or the other.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, _FLAGS, 0o600)
+    try:
+        if os.write(fd, data) != len(data):
+            raise OSError(28, "No space left on device", str(temporary))
+        os.rename(temporary, path)
+    except OSError:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+        raise
+    return fd
 
 
 class Thinned:
@@ -173,20 +191,20 @@ def _join_sums(result: Thinned, record: Sums, line: bytes) -> None:
         result.lines.append(line)
 
 
-def sums_of(batch: Steps) -> Sums:
+def sums_of(batch: Steps, add_up: Callable[[list[int]], int] = sum) -> Sums:
     """The exact sums of a batch."""
 
     def total(column: int | list[int]) -> int:
-        return column * batch.count if isinstance(column, int) else sum(column)
+        return column * batch.count if isinstance(column, int) else add_up(column)
 
     return Sums(
         first_step=batch.first_step,
         count=batch.count,
         start_ns=batch.start_ns,
-        duration_ns=sum(batch.duration_ns),
-        phase_ns={name: sum(column) for name, column in batch.phase_ns.items()},
+        duration_ns=total(batch.duration_ns),
+        phase_ns={name: total(column) for name, column in batch.phase_ns.items()},
         micro_batches=total(batch.micro_batches),
         samples=None if batch.samples is None else total(batch.samples),
         updates=total(batch.updates),
-        d2h_ns=sum(batch.d2h_ns or ()),
+        d2h_ns=total(batch.d2h_ns or 0),
     )

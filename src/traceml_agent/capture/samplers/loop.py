@@ -115,6 +115,7 @@ class SamplerLoop:
                 next_sample = max(next_sample + config.sample_interval_s, now)
             guarded("flush", self._recorder.drain)
             guarded("stall watch", lambda: self._watch.tick(time.perf_counter_ns()))
+            guarded("digest", lambda: self._recorder.update_digest(config.digest_interval_s))
             self._recorder.thread_cpu_ns = time.thread_time_ns()
             timeout_s = min(config.flush_interval_s, max(0.01, next_sample - now))
             wake_at = time.perf_counter_ns() + int(timeout_s * 1e9)

@@ -141,6 +141,7 @@ class StallWatch:
             threads_left_out=left_out,
         )
         self._recorder.write([stall])
+        self._recorder.hurry_digest()
         # After the stacks are safe, and never while the training thread may be inside c10d.
         stands = stacks[0].stack if stacks and stacks[0].training else None
         was_here, self._stood = stands is not None and stands == self._stood, stands
@@ -155,6 +156,7 @@ class StallWatch:
         groups = process_groups()
         if groups:
             self._recorder.write([ProcessGroups(time.perf_counter_ns(), self._step, groups)])
+            self._recorder.hurry_digest()
 
     def _end_stall(self, now: int) -> None:
         """A step was closed after all: it was a stall, and no hang."""

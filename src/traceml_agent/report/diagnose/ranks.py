@@ -8,10 +8,11 @@ step, the difference is beyond chance, and where no strategy was seen, a measure
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from traceml_agent.report.align import Aligned, Rows, add_rows
 from traceml_agent.report.chance import chance_of
-from traceml_agent.report.stats import median
+from traceml_agent.report.stats import median, subtracted, total
 from traceml_agent.schema.phases import COMPUTE_PHASES
 
 SCORE_WARN = 0.10
@@ -90,10 +91,7 @@ def keeps_step(aligned: Aligned, one: int, other: int, most_ns: float) -> bool:
     Between the medians of the first and the last third, so that one long step at an end, which the
     other rank shows a step later, is no drift.
     """
-    apart, distances = 0, []
-    for a, b in zip(aligned.step_ns[one], aligned.step_ns[other], strict=True):
-        apart += a - b
-        distances.append(apart)
+    distances = list(accumulate(subtracted(aligned.step_ns[one], aligned.step_ns[other])))
     third = max(1, len(distances) // 3)
     early, late = median(distances[:third]) or 0.0, median(distances[-third:]) or 0.0
     return abs(late - early) <= most_ns * max(1, len(distances) - third)
@@ -104,11 +102,11 @@ def _straggler(aligned: Aligned, waits_in: tuple[str, ...], literal: bool) -> St
     if rows is None:
         return None
     count = len(aligned.steps)
-    waits = [sum(column) / count for column in rows]
+    waits = [total(column) / count for column in rows]
     order = sorted(range(len(waits)), key=lambda index: (waits[index], index))
     culprit, victim = order[0], order[len(order) // 2]
     cost = waits[victim] - waits[culprit]
-    step = sum(aligned.step_ns[victim]) / count
+    step = total(aligned.step_ns[victim]) / count
     if step <= 0 or cost <= 0 or waits[culprit] < 0 or cost / step < SCORE_WARN:
         return None
     excess = _excess(aligned, waits_in, culprit, victim)
@@ -148,7 +146,7 @@ def _excess(
         rows = aligned.rows(name)
         if rows is None or name in waits_in:
             continue
-        of_culprit, of_victim = sum(rows[culprit]), sum(rows[victim])
+        of_culprit, of_victim = total(rows[culprit]), total(rows[victim])
         if name in COMPUTE_PHASES and not (of_culprit and of_victim):
             continue  # a rank that does not compute is no slower in it
         found[name] = max(0.0, (of_culprit - of_victim) / count)

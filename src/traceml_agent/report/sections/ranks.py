@@ -16,7 +16,7 @@ from traceml_agent.report.diagnose.ranks import (
 from traceml_agent.report.diagnose.straggler import Case, Place, issue_of
 from traceml_agent.report.pattern import pattern_of
 from traceml_agent.report.sections.shape import Window
-from traceml_agent.report.stats import mean
+from traceml_agent.report.stats import Column, mean, total
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.report.whatif import OwnWork, excess, own_work, what_if
 from traceml_agent.schema.records import STRATEGY_EVENT
@@ -88,23 +88,22 @@ def compare(view: RunView, window: Window, on_device: bool) -> Comparison:
 
 def _all_keep_step(aligned: Aligned) -> bool:
     """Whether the ranks wait for each other at all: else there is no waiting to tell."""
-    typical = sum(aligned.step_ns[0]) / len(aligned.steps)
+    typical = total(aligned.step_ns[0]) / len(aligned.steps)
     others = range(1, len(aligned.ranks))
     return all(keeps_step(aligned, 0, other, SCORE_WARN * typical) for other in others)
 
 
-def _imbalance_ms(highest: list[int], own: OwnWork) -> float | None:
+def _imbalance_ms(highest: Column, own: OwnWork) -> float | None:
     """What the slowest rank of each step, whichever it is, works beyond the average rank."""
-    average = mean([mean(column) or 0.0 for column in own.work])
-    top = mean(highest)
-    return None if average is None or top is None else (top - average) / MS
+    average = mean([total(column) / len(column) for column in own.work])
+    return None if average is None else (total(highest) / len(highest) - average) / MS
 
 
 def _rows(aligned: Aligned, own: OwnWork, shares: list[float]) -> dict[str, dict[str, Any]]:
     return {
         str(rank): {
-            "own_ms": (mean(own.work[index]) or 0.0) / MS,
-            "waiting_ms": (mean(own.waiting[index]) or 0.0) / MS,
+            "own_ms": total(own.work[index]) / len(aligned.steps) / MS,
+            "waiting_ms": total(own.waiting[index]) / len(aligned.steps) / MS,
             "slowest_percent": 100 * shares[index],
         }
         for index, rank in enumerate(aligned.ranks)
@@ -122,7 +121,7 @@ def _case(
     by_rank = {rank.rank: rank for rank in view.ranks}
     count = len(aligned.steps) * MS
     own_ms = {
-        name: (sum(rows[found.culprit]) / count, sum(rows[found.victim]) / count)
+        name: (total(rows[found.culprit]) / count, total(rows[found.victim]) / count)
         for name in found.excess_ns
         if (rows := aligned.rows(name)) is not None
     }

@@ -46,7 +46,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
                 },
             )
             for rank, figure in zip(view.ranks, figures, strict=True)
-            if figure in used
+            if figure.rss or figure.reserved
         },
         units={"memory": "bytes"},
         card=[f"Step memory | ranks {len(used)}", f"- {issues[0].kind}: {issues[0].summary}"],

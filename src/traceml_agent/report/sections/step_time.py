@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from traceml_agent.report.diagnose.step_time import StepFigures, WaitedFor, diagnose
+from traceml_agent.report.sections.distribution import QUANTILES, Distribution
 from traceml_agent.report.sections.ranks import Comparison, compare
 from traceml_agent.report.sections.shape import (
     Row,
@@ -16,15 +17,17 @@ from traceml_agent.report.sections.shape import (
     wall_s,
 )
 from traceml_agent.report.series import RankSeries, totals
-from traceml_agent.report.stats import differences, quantile, sorted_column, sum_columns
+from traceml_agent.report.stats import (
+    differences,
+    sum_columns,
+    total,
+)
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
 from traceml_agent.schema.summary import STEP_TIME_METRICS
+from traceml_agent.spool.sketch import added, counted, quantile_of
 
 MS = 1e6
-QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99))
-DISTRIBUTION_VALUES = 200_000
-"""Of one phase that are sorted. Chosen: 2,000 of them are above the 99th percentile."""
 
 
 def analysis_window(view: RunView) -> Window:
@@ -55,13 +58,13 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     ranks = [rank for rank in view.ranks if rank.series.steps]
     on_device = bool(ranks) and all(rank.series.device_duration_ns for rank in ranks)
     clock = "gpu" if on_device else "cpu"
-    columns = {rank.rank: _columns(rank, window, on_device) for rank in ranks}
-    rows = {
-        str(rank.rank): Row(
-            identity_of(rank), _metrics(rank, columns[rank.rank], window, on_device)
-        )
-        for rank in ranks
-    }
+    distribution = Distribution(sum(len(_chosen(rank.series, window)) for rank in ranks))
+    rows = {}
+    for rank in ranks:
+        columns = _columns(rank, window, on_device)
+        distribution.add(columns)
+        metrics = _metrics(rank, columns, window, on_device)
+        rows[str(rank.rank)] = Row(identity_of(rank), metrics)
     figures = [
         StepFigures(
             rank=rank.rank,
@@ -102,13 +105,38 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
             f"- {issues[0].kind}: {issues[0].summary}",
         ],
         extra={
-            "distribution": _distribution(list(columns.values())),
+            "distribution": distribution.to_json(),
+            "whole_run": whole_run(ranks),
             "throughput": throughput(ranks, window),
             "rank_balance": compared.balance,
             "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
             "not_measured": sorted({name for rank in ranks for name in _missing(rank.series)}),
         },
     )
+
+
+def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
+    """Step times of all steps of all ranks, where older ones are known as sums alone; else None.
+
+    The average is exact, the percentiles are those of a sketch, to 1 %.
+    """
+    if not any(rank.spool.sketch for rank in ranks):
+        return None
+    buckets: dict[str, int] = {}
+    for rank in ranks:
+        sketch = rank.spool.sketch
+        buckets = added(buckets, counted(rank.series.duration_ns))
+        buckets = added(buckets, {} if sketch is None else sketch.buckets)
+    sums = [part for rank in ranks if (part := totals(rank.spool)) is not None]
+    steps = sum(part.count for part in sums)
+    found: dict[str, float | int | None] = {
+        "steps": steps,
+        "average_ms": sum(part.duration_ns for part in sums) / steps / MS,
+    }
+    for label, q in QUANTILES:
+        value = quantile_of(buckets, q)
+        found[f"{label}_ms"] = None if value is None else value / MS
+    return found
 
 
 def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]:
@@ -120,12 +148,12 @@ def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]
         series = rank.series
         chosen = _chosen(series, window)
         part = slice(chosen.start, chosen.stop)
-        seconds = max(seconds, sum(series.duration_ns[part]) / 1e9)
-        batches += sum(series.micro_batches[part])
+        seconds = max(seconds, total(series.duration_ns[part]) / 1e9)
+        batches += total(series.micro_batches[part])
         if series.samples is None:
             seen = False
         else:
-            samples += sum(series.samples[part])
+            samples += total(series.samples[part])
     if not seconds:
         return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
     return {
@@ -197,41 +225,7 @@ def _metrics(
 
 
 def _mean_ms(column: Sequence[int] | None) -> float | None:
-    return None if not column else sum(column) / len(column) / MS
-
-
-def _distribution(
-    ranks: list[dict[str, Sequence[int] | None]],
-) -> dict[str, dict[str, float | None]]:
-    """Percentiles of each phase over the steps of all ranks in the window, in milliseconds.
-
-    Of the ranks that measured it, as the average is.
-    """
-    found = {}
-    for name in ("step_time", *PHASES, "residual"):
-        columns = [column for rank in ranks if (column := rank.get(name)) is not None]
-        if not columns:
-            continue
-        ordered = sorted_column(_sample(columns))
-        found[name] = {
-            label: None if (value := quantile(ordered, q)) is None else value / MS
-            for label, q in QUANTILES
-        }
-        found[name]["max"] = max((max(c) / MS for c in columns if len(c)), default=None)
-    return found
-
-
-def _sample(columns: list[Sequence[int]]) -> Sequence[int]:
-    """The values of all ranks; of very many every n-th, each rank beginning one later."""
-    stride = -(-sum(map(len, columns)) // DISTRIBUTION_VALUES)
-    while stride > 1 and (stride % 2 == 0 or stride % 5 == 0):
-        stride += 1  # or what a loop does every ten steps would be seen always or never
-    if stride <= 1 and len(columns) == 1:
-        return columns[0]
-    chosen: list[int] = []
-    for number, column in enumerate(columns):
-        chosen.extend(column[number % max(1, stride) :: max(1, stride)])
-    return chosen
+    return None if not column else total(column) / len(column) / MS
 
 
 def _waited_for(compared: Comparison) -> WaitedFor | None:

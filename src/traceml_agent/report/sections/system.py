@@ -8,7 +8,6 @@ from traceml_agent.report.sections.shape import (
     Window,
     identity_of,
     metadata,
-    nodes_of,
     sample_window,
     sampled_s,
     section,
@@ -64,13 +63,12 @@ def _expected_nodes(view: RunView) -> int:
 
 def _speakers(view: RunView) -> dict[int, RankView]:
     """The rank of each node that sampled its host."""
-    return {
-        node: rank
-        for node in nodes_of(view)
+    found = {
+        rank.spool.header.identity.node_rank: rank
         for rank in reversed(view.ranks)
-        if rank.spool.header.identity.node_rank == node
-        and (rank.spool.host_samples or rank.spool.gpu_samples)
+        if rank.spool.host_samples or rank.spool.gpu_samples
     }
+    return dict(sorted(found.items()))
 
 
 def _figures(node: int, rank: RankView) -> NodeFigures:

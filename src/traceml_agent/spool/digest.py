@@ -1,0 +1,272 @@
+"""The digest of a spool: all that it says in few and long lines, written beside it as it grows.
+
+A fold of many ranks reads digests and the little that the spools have beyond them: a spool has a
+line for each half second, and reading a line costs as much as reading a hundred steps.
+
+A digest is made of parts. Each holds what came into the spool since the last one, its steps joined
+and its samples as columns, and is closed by a `covered` record, so that a part that was cut off by
+a kill is left out and read from the spool instead. Parts are packed by gzip, one member each.
+"""
+
+import os
+import threading
+import zlib
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from traceml_agent.schema.digests import Covered, Samples, Sketch
+from traceml_agent.schema.records import Header, Outside, Patches, Record, Steps
+from traceml_agent.spool.compact import compact
+from traceml_agent.spool.format import DIGEST_SUFFIX, columns_of, encode
+from traceml_agent.spool.reader import Spool, keep_lines, packed_parts, read_spool
+from traceml_agent.spool.sketch import added, counted
+from traceml_agent.spool.writer import sums_of, write_new
+
+DIGEST_STEPS = 20_000
+"""The newest steps of which a digest keeps single values. Chosen: 64 ranks of that length fold in
+a few seconds, and it is 0.3 MB a rank."""
+DIGEST_SAMPLES = 4_000
+"""The samples of each kind. Chosen: an hour of one a second; beyond it every other old one goes."""
+WINDOW_STEPS = 1_000
+"""Steps that are summed up together beyond that, from a multiple of it on for all ranks."""
+READ_AT_ONCE = 1 << 22
+"""Bytes of the spool that become a part of the digest. Chosen: 0.1 s of work for the thread."""
+_GZIP = 31  # for zlib: a header and a trailer of gzip
+_LEVEL = 1
+
+
+class DigestWriter:
+    """Follows one spool of this process."""
+
+    def __init__(self, path: Path, spool_path: Path, header: Header) -> None:
+        """`path` with the suffix of digests is packed, any other one is a spool of plain lines."""
+        self.path = path
+        self.error: str | None = None  # the first one; the digest ends there
+        self._spool_path = spool_path
+        self._is_packed = path.suffix == DIGEST_SUFFIX
+        self._spool = Spool(spool_path, header)  # what the next part is made of
+        self._covered = Covered(0, 0)
+        self._steps = 0  # of which the digest holds single values
+        self._samples = 0
+        self._is_new = True
+        self._lock = threading.Lock()
+
+    def update(self) -> None:
+        """Takes up what the spool has gained. Never raises OSError: `error` says what happened."""
+        with self._lock:
+            try:
+                while self.error is None and self._take_up():
+                    pass
+            except OSError as error:
+                self.error = str(error)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the spool holds nothing that the digest has not."""
+        return self.error is None and not self._covered.summed_steps
+
+    def spool_was_rewritten(self, size: int, lines: int) -> None:
+        """The spool was thinned just after an update: it is this long now, and nothing is new."""
+        if self.error is None:
+            covered = self._covered
+            self._covered = Covered(size, lines, covered.summed_steps, covered.bad_lines)
+            try:
+                self._append([self._covered])
+            except OSError as error:
+                self.error = str(error)
+
+    def _take_up(self) -> bool:
+        """Writes one part; False where the spool has nothing more."""
+        with self._spool_path.open("rb") as file:
+            file.seek(self._covered.spool_bytes)
+            data = file.read(READ_AT_ONCE)
+            while data and b"\n" not in data and (more := file.read(READ_AT_ONCE)):
+                data += more  # a single line of such a length
+        data = data[: data.rfind(b"\n") + 1]
+        if not data:
+            return False
+        covered, part = self._covered, self._spool
+        lines = data.split(b"\n")[:-1]
+        bad = keep_lines(part, lines, covered.spool_lines + 1)
+        summed = sum_up(part)
+        self._covered = Covered(
+            spool_bytes=covered.spool_bytes + len(data),
+            spool_lines=covered.spool_lines + len(lines),
+            summed_steps=covered.summed_steps + summed,
+            bad_lines=covered.bad_lines | {str(number): text for number, text in bad},
+        )
+        self._steps += sum(batch.count for batch in part.batches)
+        self._samples += len(part.process_samples)
+        self._append([*records_of(part), self._covered])
+        self._spool = Spool(self._spool_path, part.header, numbers=part.numbers)
+        if self._steps > 2 * DIGEST_STEPS or self._samples > 2 * DIGEST_SAMPLES:
+            self._sum_up_all()
+        return True
+
+    def _append(self, records: list[Record]) -> None:
+        """One write; a short one is cut off again by the reader. Raises OSError."""
+        if self._is_new:
+            records = [self._spool.header, *records]
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags |= os.O_CREAT | os.O_EXCL if self._is_new else 0
+        fd = os.open(self.path, flags, 0o600)
+        try:
+            data = self._packed(records)
+            if os.write(fd, data) != len(data):
+                raise OSError(28, "No space left on device", str(self.path))
+        finally:
+            os.close(fd)  # on a network file system: now it is there for others
+        self._is_new = False
+
+    def _packed(self, records: list[Record]) -> bytes:
+        data = b"".join(map(encode, records))
+        return packed(data) if self._is_packed else data
+
+    def _sum_up_all(self) -> None:
+        """Writes the digest anew, with the newest steps and sums of those before."""
+        header = self._spool.header
+        whole = Spool(self._spool_path, header)
+        for lines in _parts(self.path, self._is_packed):
+            keep_lines(whole, lines, 1)
+        summed = sum_up(whole)
+        covered = self._covered
+        self._covered = Covered(
+            covered.spool_bytes,
+            covered.spool_lines,
+            covered.summed_steps + summed,
+            covered.bad_lines,
+        )
+        data = self._packed([header, *records_of(whole), self._covered])
+        fd = write_new(self.path, data)
+        os.close(fd)
+        self._steps = sum(batch.count for batch in whole.batches)
+        self._samples = len(whole.process_samples)
+
+
+def bring_home(path: Path) -> None:
+    """Completes a digest from the spool on this node that it stands for. Its writer is gone.
+
+    That spool and its ring are removed if the digest holds all of them. Raises OSError,
+    NotASpool and NewerSchema.
+    """
+    spool = read_spool(path, whole=True)
+    there = Path(spool.header.spool_path or "")
+    if spool.is_elsewhere or not there.is_file():
+        return
+    data = there.read_bytes()
+    summed = sum_up(spool)
+    covered = Covered(len(data), data.count(b"\n"), summed, closed=True)
+    lines = [encode(record) for record in (spool.header, *records_of(spool), covered)]
+    os.close(write_new(path, b"".join(lines)))
+    if not summed:
+        ring = spool.header.ring_path
+        for name in [there, *([Path(ring)] if ring else [])]:
+            name.unlink(missing_ok=True)
+
+
+def packed(data: bytes) -> bytes:
+    """One member of a gzip file, the same for the same bytes."""
+    pack = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP)
+    return pack.compress(data) + pack.flush()
+
+
+def _parts(path: Path, is_packed: bool) -> Iterator[list[bytes]]:
+    data = path.read_bytes()
+    for part in packed_parts(data) if is_packed else [data]:
+        yield part.split(b"\n")
+
+
+def records_of(spool: Spool) -> list[Record]:
+    """All that a spool says but its header, in as few records as can be."""
+    compact(spool)
+    now = spool.last_monotonic_ns
+    found: list[Record] = []
+    if spool.statuses:
+        found.append(Patches(now, spool.statuses))
+    found += [*spool.sums, *spool.batches, *spool.device_batches]
+    if spool.sketch is not None:
+        found.append(spool.sketch)
+    if spool.outside_ns:
+        found.append(Outside(now, spool.outside_ns))
+    for samples in (spool.process_samples, spool.host_samples, spool.gpu_samples):
+        if samples:
+            found.append(Samples(samples[0].kind, len(samples), columns_of(samples)))
+    found += [*spool.events, *spool.stalls, *spool.process_groups, *spool.faults]
+    if spool.overhead is not None:
+        found.append(spool.overhead)
+    if spool.end is not None:
+        found.append(spool.end)
+    return found
+
+
+def sum_up(spool: Spool) -> int:
+    """Turns all but the newest steps into sums by window and a sketch; returns how many steps.
+
+    Samples beyond the limit lose every other one of their older half.
+    """
+    columns: list[list[Any]] = [spool.process_samples, spool.host_samples, spool.gpu_samples]
+    for samples in columns:
+        while len(samples) > 2 * DIGEST_SAMPLES:
+            half = len(samples) // 2
+            samples[:half] = samples[:half:2]
+    excess = sum(batch.count for batch in spool.batches) - DIGEST_STEPS
+    if excess <= 0:
+        return 0
+    compact(spool)
+    last = spool.batches[-1].first_step + spool.batches[-1].count - 1
+    # From the first window that begins here: of the one before, the file holds the other steps.
+    begin = -(-(spool.batches[0].first_step - 1) // WINDOW_STEPS) * WINDOW_STEPS + 1
+    border = (last - DIGEST_STEPS) // WINDOW_STEPS * WINDOW_STEPS + 1
+    old: list[Steps] = []
+    new: list[Steps] = []
+    for batch in spool.batches:
+        for piece in (part for half in _cut(batch, begin) for part in _cut(half, border)):
+            (old if begin <= piece.first_step < border else new).append(piece)
+    if not old:
+        return 0
+    known = spool.sketch or Sketch(0, {})
+    count = sum(piece.count for piece in old)
+    buckets = counted(chain.from_iterable(piece.duration_ns for piece in old))
+    spool.sketch = Sketch(known.steps + count, added(known.buckets, buckets))
+    spool.sums += [sums_of(window) for piece in old for window in _windows(piece)]
+    spool.batches = new
+    spool.device_batches = [b for b in spool.device_batches if b.first_step + b.count > border]
+    return count
+
+
+def _windows(batch: Steps) -> Iterator[Steps]:
+    """The batch in pieces that do not reach over a multiple of WINDOW_STEPS."""
+    while True:
+        border = ((batch.first_step - 1) // WINDOW_STEPS + 1) * WINDOW_STEPS + 1
+        first, *rest = _cut(batch, border)
+        yield first
+        if not rest:
+            return
+        batch = rest[0]
+
+
+def _cut(batch: Steps, border: int) -> list[Steps]:
+    """The steps before a number, and those from it on."""
+    at = border - batch.first_step
+    if at <= 0 or at >= batch.count:
+        return [batch]
+    return [_piece(batch, slice(0, at)), _piece(batch, slice(at, batch.count))]
+
+
+def _piece(batch: Steps, part: slice) -> Steps:
+    def of(column: int | list[int] | None) -> int | list[int] | None:
+        return column if column is None or isinstance(column, int) else column[part]
+
+    return Steps(
+        first_step=batch.first_step + part.start,
+        count=part.stop - part.start,
+        start_ns=batch.start_ns + sum(batch.duration_ns[: part.start]),
+        duration_ns=batch.duration_ns[part],
+        phase_ns={n: c for n, column in batch.phase_ns.items() if any(c := column[part])},
+        micro_batches=of(batch.micro_batches) or 0,
+        samples=of(batch.samples),
+        updates=of(batch.updates) or 0,
+        d2h_ns=None if batch.d2h_ns is None else batch.d2h_ns[part],
+    )
