@@ -262,7 +262,9 @@ def test_parts_of_a_run_become_what_one_shared_directory_becomes(cli: Cli, tmp_p
     (copy,) = list(parts[0].glob("*.jsonl"))[:1]
     shutil.copy2(copy, parts[1])  # as a file system that is shared after all would show it
     export_to(cli, shared, tmp_path / "of-one")
-    done = cli("export", *map(str, [*parts, parts[0]]), "--to", "parquet", str(tmp_path / "of-parts"))
+    done = cli(
+        "export", *map(str, [*parts, parts[0]]), "--to", "parquet", str(tmp_path / "of-parts")
+    )
     assert done.returncode == 0, done.stderr
     for name in TABLES:
         whole, merged = (table(tmp_path / out, name) for out in ("of-one", "of-parts"))

@@ -40,10 +40,14 @@ def _wait(session: "Session", begun_ns: int) -> None:
     floor_ns = int(session.config.hang_s * 1e9)
     pid = os.getpid()
     before = time.perf_counter_ns()
+    was_member = False
     while session.pid == pid:
         recorder = session.recorder
-        if recorder is not None and recorder.last_step:
+        is_member = _is_member()
+        if (recorder is not None and recorder.last_step) or (was_member and not is_member):
+            session.expects_step = False
             return
+        was_member = was_member or is_member
         now = time.perf_counter_ns()
         late_ns = now - before - int(TICK_S * 1e9)
         if late_ns > LATE_NS:
@@ -54,6 +58,12 @@ def _wait(session: "Session", begun_ns: int) -> None:
         time.sleep(min(TICK_S, session.config.hang_s / 4))
     if session.pid == pid and not _parent_trains(session):
         session.begin_without_step(begun_ns)
+
+
+def _is_member() -> bool:
+    """Whether there is a process group: when all are destroyed, their threads are gone too."""
+    module = sys.modules.get("torch.distributed.distributed_c10d")
+    return bool(getattr(getattr(module, "_world", None), "pg_map", None))
 
 
 def _parent_trains(session: "Session") -> bool:
