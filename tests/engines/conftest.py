@@ -16,7 +16,7 @@ from tests.e2e.harness import Result, environment, runs_in
 from tests.slurm.cluster import free_port
 from traceml_agent.report.fold import fold
 
-TIMEOUT_S = 240
+TIMEOUT_S = 400
 MPIRUN = {
     "openmpi": ("mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"),
     "mpich": ("mpirun.mpich",),

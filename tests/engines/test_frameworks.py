@@ -10,7 +10,7 @@ from tests.engines.conftest import Engine, assert_one_run, same_lines
 from tests.engines.trainings import ACCELERATE, DEEPSPEED, RAY, STEPS
 from traceml_agent.report.fold import fold
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # an environment is made first
 
 ACCELERATE_LAUNCH = (
     "accelerate launch --num_machines 1 --num_processes 2 --mixed_precision no --dynamo_backend no"
@@ -62,7 +62,6 @@ def test_deepspeed_is_one_run_computes_the_same_and_its_runner_names_it(
     assert all(line.endswith(f"by another process: {on.run_dir}") for line in told)
 
 
-@pytest.mark.timeout(600)
 def test_ray_train_is_one_run_each_and_its_end_is_that_of_the_training_function(
     engine: Engine, tmp_path: Path, short_directory: Path
 ) -> None:
