@@ -173,7 +173,8 @@ class Config:
         _words,
         "names with commas between them",
         "Patches and samplers to leave out: dataloader, transfer, forward, backward, optimizer, "
-        "checkpoint, compile, process, host, gpu, ring, faulthandler, exit.",
+        "checkpoint, compile, process_group, ray_train, process, host, gpu, ring, faulthandler, "
+        "exit.",
     )
     test_raise: bool = setting(
         False,
