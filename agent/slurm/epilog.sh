@@ -22,8 +22,10 @@ for run in "$dir/slurm-$JOB" "$dir/slurm-$JOB".* "$dir/slurm-$JOB"-*; do
     [ -d "$run" ] || continue
     spool=$(ls "$run" | grep -m 1 "\.jsonl\$") || continue
     summary="$run/final_summary.json"
+    # Spools that lie on their nodes are brought into the run by a fold on each of them.
     if [ -e "$summary" ] && [ -z "$(find "$run" -name "*.jsonl" -newer "$summary")" ] &&
-        ! grep -q "\"status\": \"running\"" "$summary"; then
+        ! grep -q "\"status\": \"running\"" "$summary" &&
+        ! head -n 1 "$run/$spool" | grep -q "\"spool_path\""; then
         continue # the last process has done it
     fi
     "$fold" fold "$run"

@@ -1,8 +1,8 @@
-"""How long a fold takes and how much memory it needs: `make bench-fold` prints one table.
+"""How long a fold takes and how much memory it needs: `make bench-fold` prints two tables.
 
-Jobs are simulated, with a known straggler; each is folded in a child process of its own. Wall and
-CPU time: on a machine with other work they differ. Below each goal half the ranks, then half the
-steps: their share of the CPU time is 0.50 where a fold grows linearly.
+Jobs are simulated with digests, as real ones write them, and with a known straggler; each is folded
+in a child process of its own. Wall and CPU time: on a machine with other work they differ. The
+second table, and the figure that is drawn of it, has more and more ranks of 500 steps.
 """
 
 import argparse
@@ -32,16 +32,11 @@ print(json.dumps({
     "cpu_s": time.process_time() - cpu,
     "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
     "ranks": payload["meta"]["world_size"],
-    "worst": payload["step_time"]["global"]["worst"]["input_wait_ms"]["idx"],
-    "named": [
-        rank
-        for issue in payload["step_time"]["issues"]
-        if issue["kind"] == "INPUT_STRAGGLER"
-        for rank in issue["ranks"]
-    ],
+    "named": [f["ranks"] for f in payload["findings"] if f["kind"] == "INPUT_STRAGGLER"],
 }))
 """
 SLOW_RANK = 17
+SERIES = (256, 512, 1_024, 2_048, 4_096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +60,11 @@ class Fold:
     cpu_s: float
     rss_mb: float
     size_mb: float
-    worst: str | None
-    named: list[int]  # by the finding INPUT_STRAGGLER
 
 
-def job_of(ranks: int, steps: int, step_ms: float) -> Job:
-    return Job(ranks, steps, step_ms=step_ms, stragglers=(Straggler(SLOW_RANK, "input_wait", 20),))
+def job_of(ranks: int, steps: int, step_ms: float, has_digests: bool) -> Job:
+    straggler = Straggler(SLOW_RANK, "input_wait", 20)
+    return Job(ranks, steps, step_ms=step_ms, stragglers=(straggler,), has_digests=has_digests)
 
 
 def measure(job: Job, timeout_s: float) -> Fold | None:
@@ -90,8 +84,8 @@ def measure(job: Job, timeout_s: float) -> Fold | None:
             return None
     figures = json.loads(found.stdout)
     assert figures["ranks"] == job.ranks
-    took = figures["wall_s"], figures["cpu_s"], figures["rss_mb"]
-    return Fold(*took, size_mb, figures["worst"], figures["named"])
+    assert figures["named"] == [[SLOW_RANK]], f"not rank {SLOW_RANK}: {figures['named']}"
+    return Fold(figures["wall_s"], figures["cpu_s"], figures["rss_mb"], size_mb)
 
 
 def verdict(goal: Goal, found: Fold) -> str:
@@ -108,35 +102,68 @@ def row(job: Job, found: Fold | None, last: str) -> None:
           f"| {found.rss_mb:,.0f} MB | {last} |", flush=True)  # fmt: skip
 
 
+def draw(found: list[tuple[int, Fold]], path: Path) -> None:
+    """CPU time against ranks, and the line through the origin that fits best."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "fold"
+    from matplotlib import pyplot
+
+    ranks, times = [n for n, _ in found], [fold.cpu_s for _, fold in found]
+    slope = sum(n * t for n, t in zip(ranks, times, strict=True)) / sum(n * n for n in ranks)
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
+    axes.plot([0, max(ranks)], [0, slope * max(ranks)], "--", color="0.6",
+              label=f"{slope * 1e3:.1f} ms a rank")  # fmt: skip
+    axes.plot(ranks, times, "o", color="C0", label="measured")
+    axes.set(xlabel="ranks of 500 steps", ylabel="CPU time of the fold (s)", xlim=0, ylim=0)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def series(job: Job, timeout_s: float, path: Path) -> None:
+    """Twice as many ranks each time."""
+    print("\n| ranks | spools and digests | fold | CPU | CPU a rank | peak RSS |")
+    print("|---|---|---|---|---|---|")
+    found: list[tuple[int, Fold]] = []
+    for ranks in SERIES:
+        part = measure(replace(job, ranks=ranks), timeout_s)
+        if part is None:
+            print(f"| {ranks:,} | | | | not done in time | |")
+            continue
+        found.append((ranks, part))
+        print(f"| {ranks:,} | {part.size_mb:,.0f} MB | {part.wall_s:.1f} s | {part.cpu_s:.1f} s | "
+              f"{part.cpu_s / ranks * 1e3:.1f} ms | {part.rss_mb:,.0f} MB |",
+              flush=True)  # fmt: skip
+    draw(found, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step-ms", type=float, default=100.0)  # 500 ms of them are a batch
     parser.add_argument("--only", type=int, help="only the goal with this many ranks")
-    parser.add_argument("--no-halves", action="store_true", help="leave out what shows the growth")
+    parser.add_argument("--no-digests", action="store_true", help="as if they were gone")
+    parser.add_argument("--no-series", action="store_true", help="leave out what shows the growth")
+    parser.add_argument("--figure", type=Path, default=Path("build/fold.svg"))
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one fold")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
           f"Python {platform.python_version()}, steps of {arguments.step_ms:g} ms")  # fmt: skip
-    print("| ranks x steps | spools | fold | CPU | peak RSS | goal | |")
+    print("| ranks x steps | spools and digests | fold | CPU | peak RSS | goal | |")
     print("|---|---|---|---|---|---|---|")
     for goal in GOALS:
         if arguments.only not in (None, goal.ranks):
             continue
-        job = job_of(goal.ranks, goal.steps, arguments.step_ms)
+        job = job_of(goal.ranks, goal.steps, arguments.step_ms, not arguments.no_digests)
         whole = measure(job, arguments.timeout)
         memory = f", {goal.rss_mb:.0f} MB" if goal.rss_mb else ""
         judged = "" if whole is None else f" | {verdict(goal, whole)}"
         row(job, whole, f"{goal.wall_s:.0f} s{memory}{judged}")
-        if whole is None:
-            continue
-        assert whole.worst == str(SLOW_RANK), f"rank {whole.worst} named instead of {SLOW_RANK}"
-        assert whole.named == [SLOW_RANK], f"the finding names {whole.named}, not {SLOW_RANK}"
-        if arguments.no_halves:
-            continue
-        for half in (replace(job, ranks=goal.ranks // 2), replace(job, steps=goal.steps // 2)):
-            part = measure(half, arguments.timeout)
-            if part is not None:
-                row(half, part, f"linear: 0.50 | {part.cpu_s / whole.cpu_s:.2f}")
+    if not arguments.no_series and arguments.only is None:
+        arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+        growing = job_of(0, 500, arguments.step_ms, not arguments.no_digests)
+        series(growing, arguments.timeout, arguments.figure)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Job:
     checkpoint_every: int = 0
     on_device: bool = False  # a CUDA job: device times of the steps, samples of the GPUs
     flush_ms: float = 500.0
+    has_digests: bool = False  # as ranks of a real job have them
     spool_max_mb: float = 256.0
     clock_ahead_s: tuple[tuple[int, float], ...] = ()  # (node rank, seconds)
 

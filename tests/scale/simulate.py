@@ -39,7 +39,8 @@ from traceml_agent.schema.records import (
     Record,
     Steps,
 )
-from traceml_agent.spool.format import spool_path
+from traceml_agent.spool.digest import DigestWriter
+from traceml_agent.spool.format import DIGEST_SUFFIX, spool_path
 from traceml_agent.spool.writer import SpoolWriter
 
 GIB = 1024**3
@@ -47,6 +48,7 @@ STARTED_WALL_NS = 1_700_000_000 * 1_000 * MS
 STARTUP_NS = 8_000 * MS
 RESTART_GAP_NS = 30_000 * MS
 SAMPLE_NS = 1_000 * MS
+DIGEST_NS = 30_000 * MS
 LINES_A_WRITE = 256  # the agent writes a few at a time; the content is the same
 STATUSES = ("dataloader", "transfer", "forward", "backward", "optimizer", "checkpoint", "process")
 
@@ -74,19 +76,29 @@ def _write_rank(
     residual = work.pop("residual")
     duration = _sum(work) + residual
     pending: list[Record] = [header, Patches(header.monotonic_ns, _statuses(job))]
+    digest = DigestWriter(path.with_suffix(DIGEST_SUFFIX), path, header)
+    writer.digest = digest if job.has_digests else None
+    digest_ns = start_ns + DIGEST_NS
     for record in _records(job, rank, work, duration, start_ns):
         pending.append(record)
-        if len(pending) >= LINES_A_WRITE:
+        if len(pending) >= LINES_A_WRITE or getattr(record, "start_ns", 0) >= digest_ns:
             writer.write(pending)
             pending.clear()
+        if job.has_digests and getattr(record, "start_ns", 0) >= digest_ns:
+            digest_ns += DIGEST_NS
+            digest.update()
     total_ns = int(duration.sum())
     is_killed = _is_killed(job, attempt, rank)
     if not is_killed:
         pending.append(_end(work, duration, start_ns + total_ns + 100 * MS))
     writer.write(pending)
     writer.close()
+    if job.has_digests and not is_killed:
+        digest.update()
     if writer.error is not None:
         raise OSError(writer.error)
+    if digest.error is not None:
+        raise OSError(digest.error)
     if rank in job.torn and attempt == len(attempt_steps(job)) - 1:
         os.truncate(path, path.stat().st_size - 9)
     ended_ns = began_ns + STARTUP_NS + total_ns
@@ -272,6 +284,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--alone", action="store_true", help="no rank waits for another")
     found.add_argument("--checkpoint-every", type=int, default=0, metavar="STEPS",
                        help=f"each takes {CHECKPOINT_MS:.0f} ms")  # fmt: skip
+    found.add_argument("--digests", action="store_true", help="with a digest a rank")
     found.add_argument("--device", action="store_true", help="a CUDA job")
     found.add_argument("--spool-max-mb", type=float, default=blank.spool_max_mb,
                        help="beyond it old steps are thinned to sums")  # fmt: skip
@@ -296,6 +309,7 @@ def main() -> None:
         is_synchronous=not arguments.alone,
         checkpoint_every=arguments.checkpoint_every,
         on_device=arguments.device,
+        has_digests=arguments.digests,
         spool_max_mb=arguments.spool_max_mb,
         clock_ahead_s=tuple(arguments.clock_ahead),
     )

@@ -94,6 +94,19 @@ def test_a_small_size_cap_thins_as_in_a_long_run_and_keeps_the_sums(tmp_path):
     assert total == spool.end.duration_ns
 
 
+def test_digests_fold_to_what_the_spools_fold_to_whoever_was_killed(tmp_path):
+    job = Job(ranks=4, steps=900, dead=((1, 700),), torn=(2,), restarts=(400,), has_digests=True)
+    run_dir = write_job(job, tmp_path / "run")
+    digests = list(run_dir.glob("*.digest"))
+    assert len(digests) == 8
+    by_digests = fold(run_dir).payload
+    for path in digests:
+        path.unlink()
+    by_spools = fold(run_dir).payload
+    del by_digests["generated_at"], by_spools["generated_at"]
+    assert by_digests == by_spools
+
+
 def test_clocks_of_nodes_differ_as_they_are_told_to(tmp_path):
     job = Job(ranks=4, steps=20, ranks_per_node=2, clock_ahead_s=((1, 3600.0),))
     headers = [rank.spool.header for rank in load_run(write_job(job, tmp_path / "run")).ranks]

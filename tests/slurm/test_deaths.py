@@ -71,6 +71,27 @@ def test_a_cancelled_job_has_its_summary_when_it_has_left_the_queue(cluster: Clu
     assert idle == "", "an epilog took a node out of service"
 
 
+def test_the_epilog_brings_home_what_a_killed_job_left_on_its_nodes(cluster: Cluster) -> None:
+    script = trainings.write(cluster, "endless.py", ENDLESS)
+    place = cluster.work / "node-local"
+    place.mkdir()
+    job = cluster.submit(
+        "--comment=traceml", "-N2", "-n2", f"--export=ALL,TRACEML_SPOOL_LOCAL=1,TMPDIR={place}",
+        "--wrap", f"srun python {script}",
+    )  # fmt: skip
+    wait_until_ready(cluster, job, 2)
+    local = list(place.rglob("rank*.jsonl"))
+    assert len(local) == 2
+    cluster.run("scancel", job)
+    assert cluster.wait(job) == "CANCELLED"
+    summary = summary_of(only_run(cluster, job))
+    assert {how["status"] for how in summary["run_context"]["exit"].values()} == {"terminated"}
+    # More than the digest of the start had: the rest came from the nodes.
+    assert min(how["last_step"] for how in summary["run_context"]["exit"].values()) >= 12
+    assert summary["traceml_agent"]["problems"] == []
+    assert [path for path in local if path.exists()] == []
+
+
 def test_a_requeued_job_is_the_next_attempt_of_the_same_run(cluster: Cluster) -> None:
     twice = f"""
 import os, sys
