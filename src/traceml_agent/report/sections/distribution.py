@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Mapping, Sequence
 
-from traceml_agent.report.stats import quantile, sorted_column
+from traceml_agent.report.stats import largest, quantile, sorted_column
 from traceml_agent.schema.phases import PHASES
 
 MS = 1e6
@@ -34,7 +34,7 @@ class Distribution:
             column = columns.get(name)
             if column is not None and len(column):
                 self._values[name].extend(column[first :: self._stride])
-                self._most[name] = max(max(column), self._most.get(name, 0))
+                self._most[name] = max(largest(column), self._most.get(name, 0))
 
     def to_json(self) -> dict[str, dict[str, float | None]]:
         """Milliseconds, of the phases that some rank measured; the maximum is over all steps."""
