@@ -92,7 +92,7 @@ import ray, yaml
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-runtime_env, runs, out = sys.argv[1:]
+runtime_env, runs, out, *endings = sys.argv[1:]
 
 
 def train(config):
@@ -125,7 +125,7 @@ if runtime_env:
     environment.pop("pip")  # the agent is installed here
     environment["env_vars"]["TRACEML_DIR"] = runs
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=True, runtime_env=environment)
-for how in ("well", "badly"):
+for how in endings:
     trainer = TorchTrainer(
         train,
         train_loop_config={"how": how, "out": out},
