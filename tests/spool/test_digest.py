@@ -302,7 +302,36 @@ def test_a_disk_that_does_not_take_the_digest_ends_it_and_nothing_else(tmp_path)
     writer = DigestWriter(gone / "a.digest", path, made.HEADER)
     writer.update()
     assert "gone" in writer.error
+    assert not writer.is_whole
+    assert sum(batch.count for batch in read_spool(path).batches) == 30
+    gone.mkdir()
     writer.update()
+    assert writer.error is None
+    spool = read_spool(path)
+    path.write_bytes(path.read_bytes().split(b"\n")[0] + b"\n" * 2_000_000)
+    path.with_suffix(DIGEST_SUFFIX).write_bytes(writer.path.read_bytes())
+    assert sum(batch.count for batch in read_spool(path).batches) == 30 == spool.end.steps
+
+
+def test_a_write_that_fails_midway_is_made_good_by_the_next(tmp_path, monkeypatch):
+    path = spool_with(tmp_path / "run")
+    data = path.read_bytes()
+    half = data.rfind(b"\n", 0, len(data) // 2) + 1
+    path.write_bytes(data[:half])
+    writer = DigestWriter(path.with_suffix(DIGEST_SUFFIX), path, made.HEADER)
+    writer.update()
+    path.write_bytes(data)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[: len(data) // 2]))
+    writer.update()
+    assert "No space left" in writer.error
+    assert sum(batch.count for batch in read_spool(path).batches) == 30
+    monkeypatch.undo()
+    writer.update()
+    assert writer.error is None
+    os.truncate(path, data.index(b"\n") + 1)  # the digest covers more than that: not taken
+    assert read_spool(path).batches == []
+    path.write_bytes(data[: data.index(b"\n") + 1] + b"\n" * len(data))
     assert sum(batch.count for batch in read_spool(path).batches) == 30
 
 

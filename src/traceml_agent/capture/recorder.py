@@ -192,6 +192,8 @@ class Recorder:
         if self.writer.digest is not None and now >= self._digest_at:
             self._digest_at = now + interval_s
             self.writer.digest.update()
+            if self.writer.digest.error is not None and self.path != self.writer.path:
+                self._say_once(self.writer.digest.error)
 
     def hurry_digest(self) -> None:
         """Something came that others should see soon."""
@@ -205,10 +207,13 @@ class Recorder:
     def _write(self, records: Sequence[Record]) -> bool:
         if self.writer.write(records):
             return True
+        self._say_once(self.writer.error)
+        return False
+
+    def _say_once(self, error: str | None) -> None:
         if self.warn is not None:
             warn, self.warn = self.warn, None
-            warn(f"cannot write to {self.run_dir}: {self.writer.error}; training goes on")
-        return False
+            warn(f"cannot write to {self.run_dir}: {error}; training goes on")
 
     def _take(self) -> list[Row]:
         if self.ring is not None:

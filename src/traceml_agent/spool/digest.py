@@ -43,22 +43,28 @@ class DigestWriter:
     def __init__(self, path: Path, spool_path: Path, header: Header) -> None:
         """`path` with the suffix of digests is packed, any other one is a spool of plain lines."""
         self.path = path
-        self.error: str | None = None  # the first one; the digest ends there
+        self.error: str | None = None  # of the last update; the next one begins anew
         self._spool_path = spool_path
         self._is_packed = path.suffix == DIGEST_SUFFIX
-        self._spool = Spool(spool_path, header)  # what the next part is made of
+        self._lock = threading.Lock()
+        self._begin(header)
+
+    def _begin(self, header: Header) -> None:
+        self._spool = Spool(self._spool_path, header)  # what the next part is made of
         self._covered = Covered(0, 0)
         self._steps = 0  # of which the digest holds single values
         self._samples = 0
         self._is_new = True
-        self._lock = threading.Lock()
 
     def update(self) -> None:
         """Takes up what the spool has gained. Never raises OSError: `error` says what happened."""
         with self._lock:
+            if self.error is not None:
+                self._begin(self._spool.header)
             try:
-                while self.error is None and self._take_up():
+                while self._take_up():
                     pass
+                self.error = None
             except OSError as error:
                 self.error = str(error)
 
@@ -106,19 +112,18 @@ class DigestWriter:
         return True
 
     def _append(self, records: list[Record]) -> None:
-        """One write; a short one is cut off again by the reader. Raises OSError."""
+        """One write; a short one is left out by the reader. Raises OSError."""
         if self._is_new:
-            records = [self._spool.header, *records]
-        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        flags |= os.O_CREAT | os.O_EXCL if self._is_new else 0
-        fd = os.open(self.path, flags, 0o600)
+            os.close(write_new(self.path, self._packed([self._spool.header, *records])))
+            self._is_new = False
+            return
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             data = self._packed(records)
             if os.write(fd, data) != len(data):
                 raise OSError(28, "No space left on device", str(self.path))
         finally:
             os.close(fd)  # on a network file system: now it is there for others
-        self._is_new = False
 
     def _packed(self, records: list[Record]) -> bytes:
         data = b"".join(map(encode, records))
