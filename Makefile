@@ -20,7 +20,7 @@ define install
 	$(BIN)/python -m pip install -q $(1)
 endef
 
-.PHONY: demo test lint bench bench-fold fuzz gpu docs clean
+.PHONY: demo test lint bench bench-fold healthy fuzz gpu docs clean
 
 demo: $(VENV)/.demo
 	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
@@ -43,6 +43,10 @@ bench: $(VENV)/.test
 # A quarter of an hour: simulated jobs of up to 8,192 ranks.
 bench-fold: $(VENV)/.test
 	$(BIN)/python tests/scale/bench_fold.py
+
+# Five minutes: 20 jobs of two ranks in which nothing is wrong.
+healthy: $(VENV)/.test
+	HEALTHY_RUNS=20 $(BIN)/python -m pytest -n 0 tests/ranks/test_healthy.py
 
 # Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.
 FUZZ_EXAMPLES ?= 5000

@@ -164,7 +164,8 @@ class Config:
         _number(0, 86_400, float),
         "seconds from 0 to 86400",
         "A training that closes no step for so long, and for 10 times its median step, is looked "
-        "at once: where each thread of Python stands is written down. Nothing is done to it. "
+        "at once: where each thread of Python stands is written down. So is one of several ranks "
+        "whose first step does not come. Nothing is done to it. "
         "0: never.",
     )
     skip: tuple[str, ...] = setting(
@@ -172,7 +173,8 @@ class Config:
         _words,
         "names with commas between them",
         "Patches and samplers to leave out: dataloader, transfer, forward, backward, optimizer, "
-        "checkpoint, collectives, compile, process, host, gpu, ring, faulthandler, exit.",
+        "checkpoint, collectives, compile, process_group, ray_train, process, host, gpu, ring, "
+        "faulthandler, exit.",
     )
     test_raise: bool = setting(
         False,

@@ -96,6 +96,8 @@ _LAUNCHERS = (
 )
 _COPIES_OF_SRUN = {"PMI_RANK": "PMI_SIZE", "RANK": "WORLD_SIZE"}
 """Ranks that `srun --mpi=pmi2` or the user's script copy from Slurm, and the size beside each."""
+_ORIGINALS = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"))
+"""What scripts (and accelerate) copy to RANK and WORLD_SIZE under mpirun."""
 _LOOPBACK = ("localhost", "127.", "::1")
 
 
@@ -181,6 +183,8 @@ def _launcher(environ: Mapping[str, str]) -> _Launcher | None:
             continue
         if launcher.name in ("mpi", "environment") and _is_copy_of_srun(environ, launcher.rank):
             continue
+        if launcher.name == "environment" and _is_copy_of_mpi(environ):
+            continue
         return launcher
     return None
 
@@ -193,6 +197,15 @@ def _is_copy_of_srun(environ: Mapping[str, str], rank: str) -> bool:
         and "SLURM_STEP_ID" in environ
         and environ[rank] == environ.get("SLURM_PROCID")
         and environ.get(size) == environ.get("SLURM_STEP_NUM_TASKS")
+    )
+
+
+def _is_copy_of_mpi(environ: Mapping[str, str]) -> bool:
+    """Whether the numbers are those of mpirun, which tells the place on the node as well."""
+    own = environ.get("RANK"), environ.get("WORLD_SIZE")
+    return None not in own and any(
+        own == (environ.get(rank), environ.get(size)) and not _is_copy_of_srun(environ, rank)
+        for rank, size in _ORIGINALS
     )
 
 

@@ -30,7 +30,22 @@ REQUIREMENTS = {
         "opentelemetry-distro==0.66b1",
         "opentelemetry-instrumentation-sqlite3==0.66b1",
     ),
+    # Not agents, but what starts trainings (tests/engines).
+    "engines": (
+        "accelerate==1.15.0",
+        "deepspeed==0.19.8",
+        "ray==2.60.0",
+    ),
 }
+BESIDE_TORCH = {
+    "engines": (
+        "einops", "hjson", "msgpack", "numpy", "packaging", "psutil", "py-cpuinfo", "pydantic",
+        "tqdm", "huggingface_hub", "pyyaml", "safetensors", "click", "filelock", "jsonschema",
+        "protobuf", "requests", "fsspec", "pandas", "pyarrow", "tensorboardX",
+    ),
+}  # fmt: skip
+"""Where a requirement asks for torch, all that it asks for but torch: another torch than the one
+the tests run with would be installed."""
 VENVS = Path(os.environ.get("TEST_VENVS", REPOSITORY / ".venv-agents"))
 MADE, OURS = "made", "ours"
 """Files in an environment: what is in it, and from which sources this agent was installed."""
@@ -74,16 +89,11 @@ def _make(venv: Path, name: str) -> None:
     if not made.is_file() or made.read_text() != _contents(name):
         shutil.rmtree(venv, ignore_errors=True)
         run([sys.executable, "-m", "venv", "--without-pip", str(venv)], os.environ)
-        done = subprocess.run(
-            [*installer(venv / "bin/python"), *REQUIREMENTS[name]],
-            env=os.environ | _settings_for_uv(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if done.returncode != 0:
-            pytest.skip(f"{name} cannot be installed: {done.stderr.strip()[-300:]}")
+        install = installer(venv / "bin/python")
+        if name in BESIDE_TORCH:
+            _install(name, [*install, *BESIDE_TORCH[name]])
+            install.append("--no-deps")
+        _install(name, [*install, *REQUIREMENTS[name]])
         site_packages = next(venv.glob("lib/python*/site-packages"))
         # Only paths: what such a line adds stands behind all that is installed here, and the
         # `.pth` files in it do not run.
@@ -98,8 +108,23 @@ def _make(venv: Path, name: str) -> None:
     (venv / OURS).write_text(_sources_hash())
 
 
+def _install(name: str, command: list[str]) -> None:
+    done = subprocess.run(
+        command,
+        env=os.environ | _settings_for_uv(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"{name} cannot be installed: {done.stderr.strip()[-300:]}")
+
+
 def _contents(name: str) -> str:
-    return "\n".join((sys.version, str(_home_of("torch")), *REQUIREMENTS[name]))
+    return "\n".join(
+        (sys.version, str(_home_of("torch")), *REQUIREMENTS[name], *BESIDE_TORCH.get(name, ()))
+    )
 
 
 def _home_of(package: str) -> Path:

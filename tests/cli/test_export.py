@@ -1,7 +1,10 @@
 """`traceml-agent export`: what DuckDB reads is what the spools hold."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -24,6 +27,10 @@ TABLES = ("steps", "step_sums", "samples", "events", "findings", "spools")
 def export_to(cli: Cli, run_dir: Path, directory: Path, *more: str) -> None:
     done = cli("export", str(run_dir), "--to", "parquet", str(directory), *more)
     assert done.returncode == 0, done.stderr
+
+
+def payload_of(parts: Sequence[Path]) -> dict[str, Any]:
+    return summary_payload(parts[0])
 
 
 def table(directory: Path, name: str) -> str:
@@ -164,7 +171,7 @@ def test_many_ranks_share_files_and_the_files_are_cut_at_a_size(
     run_dir = write_job(Job(ranks=20, steps=50), tmp_path / "run")
 
     def files(directory: Path) -> int:
-        written = parquet.export(run_dir, directory, summary_payload, replace=False, problems=[])
+        written = parquet.export([run_dir], directory, payload_of, replace=False, problems=[])
         assert written[directory / "steps" / "run=run"] == 1_000
         found = [path.name for path in (directory / "steps").rglob("*.parquet")]
         assert query(f"select count(*), sum(rank) from {table(directory, 'steps')}") == [
@@ -187,7 +194,7 @@ def test_a_run_id_of_any_characters_comes_back_exactly(tmp_path: Path, run_id: s
     made.run_of(tmp_path / "plain", made.steps(7))
     out = tmp_path / "o u t"
     for name in ("odd", "plain"):
-        parquet.export(tmp_path / name, out, summary_payload, replace=False, problems=[])
+        parquet.export([tmp_path / name], out, payload_of, replace=False, problems=[])
     for name in ("steps", "findings", "spools"):
         rows = query(f"select distinct run_id from {table(out, name)}")
         assert {row[0] for row in rows} == {run_id, "run-1"}
@@ -242,6 +249,39 @@ def test_an_export_that_fails_half_way_leaves_what_was_there(cli: Cli, tmp_path:
     assert "update traceml-agent" in done.stderr
     assert query(f"select count(*) from {table(out, 'steps')}") == [(5,)]
     assert sorted(path.name for path in out.iterdir()) == sorted(TABLES)
+
+
+def test_parts_of_a_run_become_what_one_shared_directory_becomes(cli: Cli, tmp_path: Path) -> None:
+    job = Job(ranks=6, steps=200, ranks_per_node=2, restarts=(90,), torn=(3,),
+              stragglers=(Straggler(4, "input_wait", 5.0),))  # fmt: skip
+    shared = write_job(job, tmp_path / "shared")
+    parts = [tmp_path / f"node{number}" for number in range(3)]
+    for number, path in enumerate(sorted(shared.iterdir())):
+        parts[number % 3].mkdir(exist_ok=True)
+        shutil.copy2(path, parts[number % 3])
+    (copy,) = list(parts[0].glob("*.jsonl"))[:1]
+    shutil.copy2(copy, parts[1])  # as a file system that is shared after all would show it
+    export_to(cli, shared, tmp_path / "of-one")
+    done = cli(
+        "export", *map(str, [*parts, parts[0]]), "--to", "parquet", str(tmp_path / "of-parts")
+    )
+    assert done.returncode == 0, done.stderr
+    for name in TABLES:
+        whole, merged = (table(tmp_path / out, name) for out in ("of-one", "of-parts"))
+        assert query(f"select count(*) from {whole}") == query(f"select count(*) from {merged}")
+        assert query(f"select * from {whole} except all select * from {merged}") == []
+    assert not list(tmp_path.glob("node*/final*"))
+
+
+def test_parts_of_two_runs_are_refused_and_nothing_is_written(cli: Cli, tmp_path: Path) -> None:
+    made.run_of(tmp_path / "run", made.steps(5))
+    header = replace(made.rank_header(1, 2), run_id="another")
+    made.run_of(tmp_path / "stranger", made.steps(5), header=header)
+    parts = (str(tmp_path / "run"), str(tmp_path / "stranger"))
+    done = cli("export", *parts, "--to", "parquet", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no parts of one run" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_are_no_spools_are_left_out_and_named(cli: Cli, tmp_path: Path) -> None:

@@ -311,6 +311,20 @@ def closure_over_a_loader():
     return model, 4, None
 
 
+def weights_written_before_fetch_ahead():
+    """What is loaded into the model (or broadcast to it) is no step; then one batch ahead."""
+    model = Net()
+    optimizer = sgd(model)
+    model.load_state_dict(Net().state_dict())
+    batches = iter(loader())
+    batch = next(batches)
+    while batch is not None:
+        following = next(batches, None)
+        update(model, optimizer, batch)
+        batch = following
+    return model, BATCHES, BATCHES
+
+
 RARE_LOOPS = {
     function.__name__: function
     for function in (
@@ -320,7 +334,7 @@ RARE_LOOPS = {
         sharpness_aware_loader, sharpness_aware_no_loader, replayed_memory, loader_over_a_rollout,
         delayed_second_optimizer, trials_no_loader,
         loader_after_no_loader, batch_cut_for_memory, optimizer_of_a_hooked_base,
-        closure_over_a_loader,
+        closure_over_a_loader, weights_written_before_fetch_ahead,
     )
 }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Who a process is, from the variables of each launcher.
 
 Those of torchrun, srun (22.05) and multiprocessing were written down from real runs (tests/slurm
-and tests/e2e start them too); those of mpirun, Ray Train and deepspeed are the documented ones.
+and tests/e2e start them too). mpirun, Ray Train and deepspeed are started by tests/engines; here
+are their documented variables for several nodes.
 """
 
 import pytest
@@ -67,6 +68,14 @@ LAUNCHERS = {
         Identity(5, 1, 1, 8, 4, 0, "mpi", "9"),
     ),
     "mpirun of MPICH and Intel": (HYDRA, Identity(3, 1, 1, 4, 2, 0, "mpi")),
+    "mpirun, a script copies the numbers": (
+        f"{OPEN_MPI} RANK=5 WORLD_SIZE=8 MASTER_ADDR=h MASTER_PORT=1",
+        Identity(5, 1, 1, 8, 4, 0, "mpi"),
+    ),
+    "mpirun, a script deals out ranks of its own": (
+        f"{OPEN_MPI} RANK=2 WORLD_SIZE=8 LOCAL_RANK=0",
+        Identity(2, 0, 0, 8, 1, 0, "environment"),
+    ),
     "Ray Train": (RAY, Identity(1, 1, 0, 2, 2, 0, "ray")),
     "deepspeed": (DEEPSPEED, Identity(9, 1, 1, 16, 8, 0, "environment")),
     "mp.spawn, RANK set in the function": (TUTORIAL, Identity(1, 1, 0, 2, 2, 0, "environment")),

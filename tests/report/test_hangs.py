@@ -210,3 +210,40 @@ def test_the_place_is_the_innermost_line_of_the_user_and_what_it_called():
 def test_ranks_are_written_as_intervals():
     assert intervals([5, 0, 1, 2, 7, 8]) == "0-2,5,7-8"
     assert intervals([]) == ""
+
+
+def write_starting(run_dir, rank, stack, at_s=75, world=2):
+    """A rank that has closed no step yet."""
+    header = made.rank_header(rank, world)
+    record = stall(stack, step=0, at_s=at_s, quiet=at_s)
+    made.write_spool(run_dir, [Patches(1, made.ACTIVE), record], header)
+
+
+def test_ranks_that_all_load_before_the_first_step_raise_no_alarm(tmp_path):
+    for rank in range(2):
+        write_starting(tmp_path, rank, LOADING)
+    payload, hang, primary = hung(tmp_path)
+    assert (hang["kind"], hang["ended"]) == ("LONG_PHASE", False)
+    assert primary["kind"] not in ("HANG", "STALL", "LONG_PHASE")
+    assert [f for f in payload["findings"] if f["section"] == "hangs"] == []
+
+
+@pytest.mark.parametrize(("at_s", "severity"), [(75, "warn"), (1_801, "crit")])
+def test_ranks_that_wait_for_one_before_the_first_step_are_a_warning_for_half_an_hour(
+    tmp_path, at_s, severity
+):
+    write_starting(tmp_path, 0, REDUCING, at_s)
+    write_starting(tmp_path, 1, LOADING, at_s)
+    _, hang, primary = hung(tmp_path)
+    assert (primary["kind"], primary["severity"]) == ("HANG", severity)
+    assert hang["culprits"] == [1]
+    assert primary["summary"].startswith("No step has closed yet, ")
+    assert "rank 1: load at data.py:40" in primary["summary"]
+
+
+def test_a_rank_that_has_not_come_is_named_without_a_place(tmp_path):
+    write_starting(tmp_path, 0, REDUCING)
+    _, hang, primary = hung(tmp_path)
+    assert primary["kind"] == "HANG"
+    assert hang["culprits"] == [1]
+    assert hang["places"][0]["at"].startswith("never seen here (it has not come to")

@@ -91,6 +91,22 @@ def test_a_slow_first_step_does_not_set_the_limit(tmp_path):
     assert watched.kinds() == ["stall"]
 
 
+def test_a_first_step_that_does_not_come_is_written_again_each_time_it_took_twice_as_long(tmp_path):
+    watched = Watched(tmp_path)
+    watched.watch.wait_for_first(watched.now)
+    watched.wait(59)
+    assert watched.kinds() == []
+    watched.wait(1000 - 59)
+    since = watched.written()[0]["since_ns"]
+    waited = [(stall["monotonic_ns"] - since) // SECOND for stall in watched.written()]
+    assert waited == [60, 120, 240, 480, 960]
+    assert {stall["step"] for stall in watched.written()} == {0}
+    watched.steps(1, SECOND)
+    assert watched.kinds() == ["stall"] * 5  # start-up is no stall that ended
+    watched.wait(61)
+    assert watched.kinds() == ["stall"] * 6
+
+
 def test_zero_seconds_turn_it_off(tmp_path):
     watched = Watched(tmp_path, hang_s=0)
     watched.steps(20, SECOND)
@@ -171,7 +187,7 @@ def test_threads_and_frames_are_bounded_and_the_ends_of_a_deep_stack_are_kept():
     others = [threading.Thread(target=release.wait, daemon=True) for _ in range(MOST_THREADS)]
     for thread in (own, *others):
         thread.start()
-    while not stacks or not all(thread.ident for thread in others):
+    while not all(thread.ident for thread in others):
         time.sleep(0.01)
     time.sleep(0.2)
     try:

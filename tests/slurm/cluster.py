@@ -17,9 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.slurm.claims import claim
+
 TIMEOUT_S = 120
 """For one command or job: on a busy machine four processes import torch for a minute."""
 GPUS = 4
+BLOCK = 10
+"""Ports that are taken together."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -170,12 +174,15 @@ def cluster(
 
 
 def free_port(count: int) -> int:
-    """The first of so many ports in a row that nobody uses."""
-    for port in range(21_000 + os.getpid() % 400 * 20, 32_000, count):
+    """The first of so many ports in a row, at most BLOCK, that nobody uses or is about to use."""
+    assert count <= BLOCK
+    first = 21_000 + os.getpid() % 400 * 20
+    for port in (*range(first, 32_000, BLOCK), *range(21_000, first, BLOCK)):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for number in range(port, port + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
-            return port
+                stack.enter_context(socket.socket()).bind(("", number))
+            if claim(f"ports-{port}"):
+                return port
     raise OSError("no free ports")
 
 

@@ -74,8 +74,9 @@ def network_cluster(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> It
     directory = tmp_path_factory.mktemp("network")
     try:
         with namespaces(2, directory) as (controller, hosts):
-            nodes = [Node(h.name, h.address, 22_001, h.enter) for h in hosts]
-            with cluster(directory / "c", nodes, 22_000, controller, "linuxproc", "") as started:
+            port = free_port(2)
+            nodes = [Node(h.name, h.address, port + 1, h.enter) for h in hosts]
+            with cluster(directory / "c", nodes, port, controller, "linuxproc", "") as started:
                 yield started
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no network namespaces: {error.stderr}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.slurm.claims import claim
+
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -20,7 +22,8 @@ class Host:
 @contextlib.contextmanager
 def namespaces(count: int, directory: Path) -> Iterator[tuple[str, list[Host]]]:
     """The address of this machine on the bridge, and the hosts. Raises CalledProcessError."""
-    tag, net = f"t{os.getpid() % 100_000}", f"10.77.{os.getpid() % 250}"
+    free = _free_number()
+    tag, net = f"tm{free}", f"10.77.{free}"
     bridge, controller = f"{tag}b", f"{net}.254"
     names = [f"{tag}n{number}" for number in range(1, count + 1)]
     hosts = [f"host{number}" for number in range(1, count + 1)]
@@ -50,6 +53,15 @@ def namespaces(count: int, directory: Path) -> Iterator[tuple[str, list[Host]]]:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         subprocess.run(["ip", "link", "del", bridge], capture_output=True)
+
+
+def _free_number() -> int:
+    """Of a network that nobody uses, nor left behind when it was killed."""
+    links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
+    for number in range(os.getpid() % 250, os.getpid() % 250 + 250):
+        if f" tm{number % 250}b:" not in links and claim(f"net-{number % 250}"):
+            return number % 250
+    raise OSError("no free network")
 
 
 def _enter(namespace: str, host: str, table: Path, own: Path) -> tuple[str, ...]:

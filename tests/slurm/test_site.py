@@ -93,27 +93,60 @@ def test_the_epilog_never_takes_a_node_out_of_service(
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+def without(what: str) -> None:
+    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{what} is not installed")
+
+
+def modulecmd(tmp_path: Path) -> str:
+    command = shutil.which("modulecmd")
+    if command is None:
+        without("environment-modules")
+    return str(command)
+
+
+def lmod(tmp_path: Path) -> str:
+    """Lmod, unpacked: Debian installs it only in the place of Environment Modules."""
+    lua = shutil.which("lua5.3")
+    if lua is None:
+        without("lua5.3, on which Lmod runs,")
+    for refresh in (False, True):
+        if refresh:
+            subprocess.run(["apt-get", "update", "-q"], capture_output=True, timeout=200)
+        found = subprocess.run(
+            ["apt-get", "download", "-q", "lmod"], cwd=tmp_path, capture_output=True, timeout=200
+        )
+        if found.returncode == 0:
+            break
+    else:
+        pytest.skip(f"Lmod cannot be had: {found.stderr.decode()[-300:]}")
+    (package,) = tmp_path.glob("lmod_*.deb")
+    subprocess.run(["dpkg", "-x", str(package), str(tmp_path / "lmod")], check=True, timeout=60)
+    program = next((tmp_path / "lmod").glob("usr/share/lmod/[0-9]*/libexec/lmod"))
+    return f"LMOD_CMD={program} {lua} {program}"
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("modules", [modulecmd, lmod])
 def test_the_module_file_lays_the_agent_over_a_python_without_it(
     plain_cluster: Cluster,
     make_venv: Callable[..., Venv],  # noqa: F811
     wheel: Path,  # noqa: F811
     tmp_path: Path,
+    modules: Callable[[Path], str],
 ) -> None:
-    command = shutil.which("modulecmd")
-    if command is None:
-        reason = "environment-modules is not installed"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    command = modules(tmp_path)
     image, root = make_venv(), tmp_path / "site"
     lay_over(image, wheel, root)
-    (tmp_path / "traceml").write_text((SLURM_FILES / "modulefile").read_text())
+    files = tmp_path / "modulefiles"
+    files.mkdir()
+    (files / "traceml").write_text((SLURM_FILES / "modulefile").read_text())
     show = f"{image.python} -c 'import sys; print(\"traceml_agent.startup\" in sys.modules)'"
     load = f'eval "$({command} sh load traceml)"'
     job = plain_cluster.submit(
         "--wrap",
         f"srun {show}; {load}; srun {show}",
         TRACEML_ROOT=str(root),
-        MODULEPATH=str(tmp_path),
+        MODULEPATH=str(files),
     )
     assert plain_cluster.wait(job) == "COMPLETED", plain_cluster.output(job)
     assert plain_cluster.output(job) == "False\nTrue\n"

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from traceml_agent.capture.nothing import say_why_nothing
 from traceml_agent.capture.say import say, takes_unicode
 from traceml_agent.capture.session import SESSION, Session
-from traceml_agent.capture.shadow import hidden_module
 from traceml_agent.guard import guard, or_none
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _LEAVING = Leaving()
 def register() -> None:
     """Called when torch has been imported."""
     SESSION.on_active = _on_active
+    SESSION.on_waiting = _on_waiting
     atexit.register(_at_exit)
 
 
@@ -68,12 +69,20 @@ def _on_active(session: Session, recorder: "Recorder") -> None:
         util.Finalize(None, _at_exit, exitpriority=0)
 
 
+def _on_waiting(since_ns: int) -> None:
+    """The first step does not come: sampling begins without it."""
+    recorder, loop = SESSION.recorder, _LEAVING.loop
+    if recorder is not None and loop is not None:
+        recorder.on_first_step = None
+        loop.start_waiting(since_ns)
+
+
 def _at_exit() -> None:
     with guard("exit"):
         if SESSION.pid != os.getpid():
             return
         if SESSION.recorder is None:
-            _say_why_nothing()
+            say_why_nothing()
         else:
             ended = _how_it_ended()
             finish(ended)
@@ -88,8 +97,19 @@ def finish(end: "Ending") -> None:
         return
     _LEAVING.finished_pid = os.getpid()
     leave_by = time.monotonic() + WAIT_S
-    if close_spool(end, leave_by) and not _fold_and_print(recorder, leave_by):
+    if not close_spool(end, leave_by):
+        return
+    if end[0] == "finished" and SESSION.tracker.on_proof is not None:
+        say_why_nothing()  # a server that was long at work, and never trained
+    elif not _fold_and_print(recorder, leave_by):
         _say_failure(recorder, end, leave_by)
+
+
+def finish_early(error: BaseException | None) -> None:
+    """The training is over, with this error, in a process that its launcher will kill."""
+    if SESSION.pid == os.getpid():
+        status, _, what, stack = ("finished", 0, None, None) if error is None else _failure(error)
+        finish((status, None, what, stack))
 
 
 def close_spool(end: "Ending", leave_by: float) -> bool:
@@ -287,49 +307,3 @@ def _say_failure(recorder: "Recorder", end: "Ending", leave_by: float) -> None:
 
     if _within(leave_by, "failure", ask) and lines:
         say(lines[0])
-
-
-# Nothing recorded
-
-
-def _say_why_nothing() -> None:
-    """One line: it was asked for, torch was imported, and still there is no run."""
-    if SESSION.refusal is not None:
-        return  # said when it happened
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None:
-        return  # a worker: its parent speaks
-    hidden = hidden_module()
-    if hidden is not None:
-        say(f"nothing was recorded: {hidden} hides a module that the agent needs; rename it")
-        return
-    if _relative_recorded():
-        return
-    say(f"nothing was recorded: {_why_nothing()}")
-
-
-def _why_nothing() -> str:
-    statuses = SESSION.statuses
-    out = [name for name in ("backward", "optimizer") if statuses.get(name) != "active"]
-    if len(out) == 2:
-        return f"{out[0]}: {statuses.get(out[0])}; {out[1]}: {statuses.get(out[1])}"
-    return (
-        "this process imported torch, but no backward pass and no optimizer step was seen in it "
-        "(a whole step inside one torch.compile call cannot be seen)"
-    )
-
-
-def _relative_recorded() -> bool:
-    """Whether the parent or a child of this process records: a launcher, or a compile worker."""
-    import orjson
-
-    me, parent = os.getpid(), SESSION.parent_pid
-    with contextlib.suppress(OSError):
-        newest = sorted(SESSION.config.runs_dir.iterdir(), key=lambda p: -p.lstat().st_mtime)
-        for run_dir in newest[:20]:
-            for spool in run_dir.glob("*.jsonl"):
-                with contextlib.suppress(OSError, ValueError), spool.open("rb") as file:
-                    header = orjson.loads(file.readline(1 << 20))
-                    if header.get("parent_pid") == me or header.get("pid") == parent:
-                        return True
-    return False

@@ -16,6 +16,8 @@ from traceml_agent.capture.patches import (
     dataloader,
     forward,
     optimizer,
+    process_group,
+    ray_train,
     transfer,
 )
 from traceml_agent.capture.session import SESSION
@@ -32,6 +34,7 @@ PATCHES: tuple[tuple[str, Install], ...] = (
     ("optimizer", optimizer.install),
     ("checkpoint", checkpoint.install),
     ("collectives", collectives.install),
+    ("process_group", process_group.install),
 )
 """Installed when torch has been imported."""
 
@@ -58,10 +61,16 @@ def on_distributed_checkpoint(package: Any) -> None:
     _install("distributed_checkpoint", checkpoint.install_distributed, package)
 
 
+def on_ray_train(module: Any) -> None:
+    """The thread of Ray Train that trains: the run ends with it."""
+    _install("ray_train", ray_train.install, module)
+
+
 HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("torch", on_torch),
     ("torch._dynamo", on_dynamo),
     ("torch.distributed.checkpoint", on_distributed_checkpoint),
+    ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 
 

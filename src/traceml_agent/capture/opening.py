@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from traceml_agent.capture.device import process_group
 from traceml_agent.capture.joining import Claim, Place, join
-from traceml_agent.capture.launch import launch_of, pid_namespace, start_ticks
+from traceml_agent.capture.launch import launch_of, mpi_daemon, pid_namespace, start_ticks
 from traceml_agent.capture.other_agents import other_agents
 from traceml_agent.capture.recorder import Recorder
 from traceml_agent.capture.say import say
@@ -47,14 +47,17 @@ _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def open_recorder(session: "Session") -> Recorder | None:
     """The recorder of this process; None where no directory can be written, which is said."""
-    identity = resolve_identity(os.environ, or_none(process_group)(session.torch))
+    group = or_none(process_group)(session.torch) or session.group
+    identity = resolve_identity(os.environ, group)
     place = _place(session, identity)
     if place is None:
         return None
     run_dir = place.run_dir
+    daemon = mpi_daemon(os.environ, session.parent_pid)
     identity = dataclasses.replace(
         identity,
         rank=place.rank,
+        node_rank=identity.node_rank if daemon is None else daemon.node_rank,
         world_size=max(identity.world_size, place.rank + 1),
         attempt=place.attempt,
     )

@@ -23,6 +23,7 @@ from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
 if TYPE_CHECKING:
     from traceml_agent.capture.recorder import Recorder
+    from traceml_agent.identity import Group
     from traceml_agent.schema.records import Event, Record
 
 # The records, the spool and the recorder are imported when training is proven: most processes
@@ -51,6 +52,8 @@ class Session:
         self._may_use_cuda = False
         self.statuses: dict[str, str] = {}
         self.on_active: Any = None  # set by exit.py and the sampler loop
+        self.on_waiting: Any = None  # the same: the first step does not come
+        self._opening = threading.Lock()
         self.gates = {name: Gate() for name in set(PATCH_OF_PHASE.values())}
         self.tracker = StepTracker(0, self._activate, self._close_step)
         self.tracker.on_shut = self._shut_after_faults
@@ -60,6 +63,8 @@ class Session:
         self.pid = os.getpid()
         self.parent_pid = os.getppid()
         self.recorder: Recorder | None = None
+        self.expects_step = False
+        self.group: Group | None = None  # as it was given to init_process_group
         self.refusal: str | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS_LIMIT)
         self.strategies: set[str] = set()
@@ -79,31 +84,51 @@ class Session:
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _activate(self) -> None:
-        """The first proof of training: opens the spool."""
+        """The first proof of training: opens the spool, unless the first step took too long."""
         with guard("activate"):
-            begun = time.perf_counter_ns()
-            hidden = hidden_module()
-            if hidden is not None:
-                self.refusal = f"{hidden} hides a module that the agent needs; rename it"
-                say(f"nothing is recorded: {self.refusal}")
-                return
-            from traceml_agent.capture.opening import open_recorder
-
-            recorder = open_recorder(self)
-            if recorder is None:
+            if not self._open():
                 return
             with guard("resume"):
                 self.events.extend(restored_events(self.torch))
-            recorder.pending = self.pending_records
-            self.recorder = recorder
             Audit(self.tracker, self.config.max_overhead, self.shut).on_turn = self.look
-            if self.on_active is not None:
-                self.on_active(self, recorder)
-            recorder.activate_ns = time.perf_counter_ns() - begun
+
+    def begin_without_step(self, since_ns: int) -> None:
+        """No step was closed since then, in a job of several ranks: opens the spool all the same.
+
+        Called in a thread of the agent.
+        """
+        if self._open() and self.on_waiting is not None:
+            self.on_waiting(since_ns)
+
+    def _open(self) -> bool:
+        """Whether the spool is open; the one who comes first opens it."""
+        with self._opening:
+            if self.recorder is None and self.refusal is None:
+                self._open_recorder()
+            return self.recorder is not None
+
+    def _open_recorder(self) -> None:
+        begun = time.perf_counter_ns()
+        hidden = hidden_module()
+        if hidden is not None:
+            self.refusal = f"{hidden} hides a module that the agent needs; rename it"
+            say(f"nothing is recorded: {self.refusal}")
+            return
+        from traceml_agent.capture.opening import open_recorder
+
+        recorder = open_recorder(self)
+        if recorder is None:
+            return
+        recorder.pending = self.pending_records
+        self.recorder = recorder
+        if self.on_active is not None:
+            self.on_active(self, recorder)
+        recorder.activate_ns = time.perf_counter_ns() - begun
 
     def _after_fork(self) -> None:
         """In the child: drops what belongs to the parent, writes and closes nothing of it."""
         with guard("after fork"):
+            self._opening = threading.Lock()  # of the parent's thread, which is not here
             if self.recorder is not None:
                 self.recorder.abandon()
             self._begin()

@@ -41,7 +41,8 @@ class StepTracker(OpenStep):
                     self._close_all(now)
                     segment = self.segment
             elif segment.start:
-                if self._batches and key in segment.keys and self.probe.version_moved():
+                # Asked in this order: what was written before the first batch is no update.
+                if key in segment.keys and self.probe.version_moved() and self._batches:
                     # Backward and optimizer run inside one compiled call: only the result shows.
                     self._prove()
                     self._close_all(now)

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import orjson
 
 from traceml_agent.errors import NoSpools
-from traceml_agent.report.parts import one_line
+from traceml_agent.report.parts import one_line, paths_without_copies
 from traceml_agent.report.series import is_measured
 from traceml_agent.report.stats import differences, sum_columns
 from traceml_agent.schema.phases import PHASES
@@ -24,7 +24,6 @@ from traceml_agent.schema.records import (
     Steps,
 )
 from traceml_agent.spool.digested import read_spool
-from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import NotASpool, Spool
 
 _WHO = {"run_id": "text", "rank": "int", "attempt": "int", "node_rank": "int", "hostname": "text"}
@@ -154,13 +153,14 @@ TABLES: dict[str, dict[str, str]] = {
 """The columns of each table, and what each holds."""
 
 
-def spools_of(run_dir: Path, problems: list[str]) -> Iterator[Spool]:
+def spools_of(parts: Sequence[Path], problems: list[str]) -> Iterator[Spool]:
     """Each spool of a run, one in memory at a time; files that are none are named in `problems`.
 
-    Raises NoSpools, and NewerSchema: a part would look like the whole.
+    In the order of one directory, each process once. Raises NoSpools, and NewerSchema: a part
+    would look like the whole.
     """
     found = 0
-    for path in sorted(run_dir.glob(f"*{SPOOL_SUFFIX}")):
+    for path in paths_without_copies(parts):
         try:
             spool = read_spool(path, whole=True)
         except (NotASpool, OSError) as error:
@@ -171,7 +171,8 @@ def spools_of(run_dir: Path, problems: list[str]) -> Iterator[Spool]:
         del spool  # before the next one is read
     if not found:
         hint = f" ({problems[0]})" if problems else ""
-        raise NoSpools(f"no readable spool in {run_dir}{hint}; is it the directory of a run?")
+        where = ", ".join(str(part) for part in parts)
+        raise NoSpools(f"no readable spool in {where}{hint}; is it the directory of a run?")
 
 
 def rows_of(spool: Spool) -> Iterator[Rows]:

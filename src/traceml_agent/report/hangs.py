@@ -25,6 +25,7 @@ one of another rank. Chosen: a thread that is only late is late by less."""
 SAME_START_NS = 1e9
 """Chosen: clock ticks are 10 ms; the two clocks differ by the time a machine was suspended."""
 EPISODES_LIMIT = 50
+NOT_COME = "never seen here (it has not come to init_process_group, or not for long)"
 _SILENT = "silent since step {step} (stopped, or C code holds the interpreter lock)"
 _FELL_SILENT = (
     "nothing after step {step} (stopped or killed before the others, or C code held the lock)"
@@ -74,6 +75,11 @@ class Episode:
     def since_ns(self) -> int:
         """Wall time of the earliest of them."""
         return min(state.since_ns for state in self.states if state.since_ns)
+
+    @property
+    def is_start(self) -> bool:
+        """Whether no rank had closed a step yet."""
+        return all(state.stall.step == 0 for state in self.states if state.stall is not None)
 
     @property
     def duration_s(self) -> float:
@@ -180,7 +186,9 @@ def _others(view: RunView, stalled: set[int]) -> list[RankState]:
     newest_ns = max(_last_wall_ns(rank.spool) for rank in view.ranks)
     some_live = any(rank.status == "running" for rank in view.ranks)
     newest_mtime = max(_mtime(rank.spool) for rank in view.ranks)
-    states = [RankState(rank, MISSING, "never seen here") for rank in view.missing_ranks]
+    early = any(rank.rank in stalled and not last_step(rank.spool) for rank in view.ranks)
+    absent = NOT_COME if early else "never seen here"
+    states = [RankState(rank, MISSING, absent) for rank in view.missing_ranks]
     for rank in view.ranks:
         if rank.rank in stalled:
             continue

@@ -1,5 +1,6 @@
 """The spools of a run: of one directory, or of the parts of nodes that have none in common."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import NotASpool, Spool, last_step
 
+HEADER_LIMIT = 1 << 20
+"""Bytes of the first line that are compared. Chosen: a header has some hundred."""
 WHOLE_BYTES = 64_000_000
 """Where digests have only sums of older steps, spools are read whole up to this size in all.
 Chosen: two million steps, which fold in some seconds."""
@@ -120,6 +123,25 @@ def spool_paths(directories: Sequence[Path]) -> list[Path]:
     """The spools of all parts, sorted as those of one directory would be."""
     paths = [path for part in directories for path in part.glob(f"*{SPOOL_SUFFIX}")]
     return sorted(paths, key=lambda path: path.name)
+
+
+def paths_without_copies(directories: Sequence[Path]) -> list[Path]:
+    """The same, each process once. Only copies are read; the rest may be large."""
+    paths = list(dict.fromkeys(spool_paths(directories)))
+    by_header: dict[bytes, list[Path]] = {}
+    for path in paths:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            by_header.setdefault(file.readline(HEADER_LIMIT), []).append(path)
+    dropped: set[Path] = set()
+    for copies in by_header.values():
+        spools = []
+        for path in copies if len(copies) > 1 else ():
+            with contextlib.suppress(NotASpool, NewerSchema, OSError):
+                spools.append(read_spool(path))
+        if len(spools) > 1:
+            kept = {spool.path for spool in _without_copies(spools, [])}
+            dropped.update(spool.path for spool in spools if spool.path not in kept)
+    return [path for path in paths if path not in dropped]
 
 
 def one_line(text: str) -> str:

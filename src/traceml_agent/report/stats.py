@@ -50,6 +50,12 @@ def total(values: Column) -> int:
     return sum(values) if numpy is None else int(numpy.asarray(values, dtype=numpy.int64).sum())
 
 
+def largest(values: Column) -> int:
+    """The largest of a column that is not empty."""
+    numpy = numpy_for(len(values))
+    return max(values) if numpy is None else int(numpy.asarray(values, dtype=numpy.int64).max())
+
+
 def sorted_column(values: Column) -> Column:
     """The values in ascending order."""
     numpy = numpy_for(len(values))

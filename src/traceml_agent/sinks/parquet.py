@@ -7,7 +7,7 @@ lie together, so that a query for one rank reads its row groups alone.
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,26 +33,29 @@ class ExportError(TracemlError):
 
 
 def export(
-    run_dir: Path,
+    parts: Sequence[Path],
     directory: Path,
-    payload_of: Callable[[Path], dict[str, Any]],
+    payload_of: Callable[[Sequence[Path]], dict[str, Any]],
     *,
     replace: bool,
     problems: list[str],
 ) -> dict[Path, int]:
     """Adds a run to the data set in `directory`; returns the new directories with their rows.
 
+    `parts`: the directory of the run, or those that its nodes left.
+
     The run appears as a whole at the end, or not at all. A run that is there already is replaced
     or refused. Raises TracemlError and OSError.
     """
     _pyarrow()
-    spools = spools_of(run_dir, problems)
+    spools = spools_of(parts, problems)
     first = next(spools)
     run_id = first.header.run_id
     targets = {table: directory / table / f"run={partition(run_id)}" for table in TABLES}
     there = [target for target in targets.values() if target.exists()]
     if there and not replace:
         raise ExportError(f"{there[0]} is there already; `--replace` writes the run anew")
+    payload = payload_of(parts)  # parts of several runs are refused here
     directory.mkdir(parents=True, exist_ok=True)
     aside = directory / f".export-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -65,7 +68,7 @@ def export(
                 tables[rows.table].add(rows)
             del spool, rows  # before the next one is read
             spool = next(spools, None)
-        tables["findings"].add(finding_rows(payload_of(run_dir), run_id))
+        tables["findings"].add(finding_rows(payload, run_id))
         for table in tables.values():
             table.close()
         _publish(targets, aside)

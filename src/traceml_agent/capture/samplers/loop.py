@@ -4,6 +4,7 @@ When the process leaves, the thread also does what a disk may never answer, so t
 not wait for it: a new thread cannot be started any more then (Python 3.12).
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 
 JOIN_S = 1.0
 """How long the exit waits for the thread: it may sit in a slow NVML call."""
+
+
+def _native_id(ident: int) -> int:
+    """The kernel's name for a thread of Python."""
+    thread = getattr(threading, "_active", {}).get(ident)  # without the lock of `enumerate`
+    return getattr(thread, "native_id", None) or threading.get_native_id()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +54,20 @@ class SamplerLoop:
         self._called = threading.Event()
         self._errand: tuple[Callable[[], None], threading.Event] | None = None
         self._thread = threading.Thread(target=self._run, name="traceml", daemon=True)
-        self._trainer_id = threading.get_native_id()
+        self._trainer_id = _native_id(session.tracker.owner)
         self._samplers: list[_Sampler] = []
         self._watch = StallWatch(session, recorder)
 
     def start(self) -> None:
         """Starts the thread; called in the training thread."""
-        self._thread.start()
+        with contextlib.suppress(RuntimeError):  # it began to wait for this step a moment ago
+            self._thread.start()
+
+    def start_waiting(self, since_ns: int) -> None:
+        """The same before any step, called in another thread; at once if the first one came."""
+        self._watch.wait_for_first(since_ns)
+        with contextlib.suppress(RuntimeError):  # the training thread was first
+            self._thread.start()
 
     def stop(self) -> None:
         """Ends sampling with a last sample; the thread stays for errands."""

@@ -43,13 +43,19 @@ class StallWatch:
         self._is_noted = False  # as one that is busy, or waits for a person
         self._may_last = False  # it is in a phase that takes as long as it takes
         self._written = 0
+        self._stood: str | None = None  # the stack of the last look
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT)
+
+    def wait_for_first(self, since_ns: int) -> None:
+        """No step was closed at all since then; called before the first tick."""
+        self._since = since_ns
+        self._look_at = since_ns + self._floor_ns
 
     def tick(self, now: int) -> None:
         """Called twice a second: a comparison or two unless something is wrong."""
         step = self._recorder.last_step
         if step != self._step:
-            if self._is_written and not self._may_last:
+            if self._is_written and not self._may_last and self._step:
                 self._end_stall(now)
             self._recent.append((self._session.tracker.last_duration, step - self._step))
             self._step = step
@@ -90,7 +96,8 @@ class StallWatch:
             if not self._is_noted:
                 self._write(now, limit, quiet)
             return
-        self._look_at = NEVER
+        # Start-up has many parts: where it stands is written again each time it took twice as long.
+        self._look_at = NEVER if self._step else now + now - self._since
         if self._write(now, limit, quiet) is not None:
             self._look_at = now + limit  # the person may go on, into a real stall
         else:
@@ -136,7 +143,9 @@ class StallWatch:
         self._recorder.write([stall])
         self._recorder.hurry_digest()
         # After the stacks are safe, and never while the training thread may be inside c10d.
-        if awaited is None and quiet >= limit:
+        stands = stacks[0].stack if stacks and stacks[0].training else None
+        was_here, self._stood = stands is not None and stands == self._stood, stands
+        if awaited is None and quiet >= limit and (self._step or was_here):
             guarded("process groups", self._write_process_groups)
         return awaited
 

@@ -8,7 +8,9 @@ import sys
 import threading
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
+from traceml_agent.guard import or_none
 from traceml_agent.redact import own_secrets, printable, redact
 from traceml_agent.schema.stalls import ThreadStack
 
@@ -103,8 +105,18 @@ class _Places:
 
     def _file(self, name: str) -> str:
         if name not in self._files:
-            self._files[name] = redact(name, self.secrets)
+            self._files[name] = redact(_cell(name) or name, self.secrets)
         return self._files[name]
+
+
+@or_none
+def _cell(file: str) -> str | None:
+    """`Cell In[3]` for code of a notebook, whose file name is a number; None for other files."""
+    notebook: Any = sys.modules.get("IPython")
+    if notebook is None or not ("ipykernel" in file or file.startswith("<ipython-input")):
+        return None
+    kind, name = notebook.get_ipython().compile.format_code_name(file)
+    return f"{kind} {name}"
 
 
 def _is_library(file: str) -> bool:

@@ -105,11 +105,22 @@ def _kind(episode: Episode, culprits: list[RankState]) -> tuple[str, str]:
         return "WAITING_FOR_INPUT", "info"
     if excused:
         return "LONG_PHASE", "warn" if episode.duration_s >= LONG_S else "info"
+    if episode.is_start:
+        return _kind_of_start(episode)
     if episode.ended or len(episode.states) == 1:
         return "STALL", "warn"
     stalled = [s for s in episode.states if s.state in (WAITING, ELSEWHERE, SILENT)]
     waiting = any(state.state == WAITING for state in stalled)
     return ("HANG", "crit") if waiting or len(stalled) > 1 else ("STALL", "warn")
+
+
+def _kind_of_start(episode: Episode) -> tuple[str, str]:
+    """Before the first step: loading and building take as long as they take; others wait for it."""
+    waits = any(state.state == WAITING or state.phase is not None for state in episode.stalled)
+    if episode.ended or not waits:
+        return "LONG_PHASE", "warn" if episode.duration_s >= LONG_S else "info"
+    is_hang = len(episode.states) > 1
+    return "HANG" if is_hang else "STALL", "crit" if episode.duration_s >= LONG_S else "warn"
 
 
 def lasting_issue(judged: Judged, status: str) -> Issue:
@@ -125,7 +136,11 @@ def lasting_issue(judged: Judged, status: str) -> Issue:
     more = f"; and {len(lines) - PLACES_TOLD} more places" if len(lines) > PLACES_TOLD else ""
     told = "; ".join(lines[:PLACES_TOLD]) + more
     why = f"{judged.cause}. " if judged.cause else ""
-    summary = f"No step was closed for {seconds(episode.duration_s)}{since}{until}: {why}{told}."
+    what = f"No step was closed for {seconds(episode.duration_s)}{since}{until}"
+    if episode.is_start and episode.stalled:
+        begun = "init_process_group was called"
+        what = f"No step has closed yet, {seconds(episode.duration_s)} after {begun}{until}"
+    summary = f"{what}: {why}{told}."
     return Issue(
         judged.kind,
         judged.severity,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from traceml_agent.report.diagnose.step_time import StepFigures, WaitedFor, diagnose
+from traceml_agent.report.sections.distribution import QUANTILES, Distribution
 from traceml_agent.report.sections.ranks import Comparison, compare
 from traceml_agent.report.sections.shape import (
     Row,
@@ -18,8 +19,6 @@ from traceml_agent.report.sections.shape import (
 from traceml_agent.report.series import RankSeries, totals
 from traceml_agent.report.stats import (
     differences,
-    quantile,
-    sorted_column,
     sum_columns,
     total,
 )
@@ -29,7 +28,6 @@ from traceml_agent.schema.summary import STEP_TIME_METRICS
 from traceml_agent.spool.sketch import added, counted, quantile_of
 
 MS = 1e6
-QUANTILES = (("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
 
 
 def analysis_window(view: RunView) -> Window:
@@ -60,9 +58,13 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     ranks = [rank for rank in view.ranks if rank.series.steps]
     on_device = bool(ranks) and all(rank.series.device_duration_ns for rank in ranks)
     clock = "gpu" if on_device else "cpu"
-    rows = {
-        str(rank.rank): Row(identity_of(rank), _metrics(rank, window, on_device)) for rank in ranks
-    }
+    distribution = Distribution(sum(len(_chosen(rank.series, window)) for rank in ranks))
+    rows = {}
+    for rank in ranks:
+        columns = _columns(rank, window, on_device)
+        distribution.add(columns)
+        metrics = _metrics(rank, columns, window, on_device)
+        rows[str(rank.rank)] = Row(identity_of(rank), metrics)
     figures = [
         StepFigures(
             rank=rank.rank,
@@ -81,7 +83,6 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     issues = diagnose(
         figures, window.steps_analyzed, clock, _loader_facts(view), _waited_for(compared)
     )
-    lead = _columns(ranks[0], window, on_device) if ranks else {}
     return section(
         meta=metadata(
             view,
@@ -104,7 +105,7 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
             f"- {issues[0].kind}: {issues[0].summary}",
         ],
         extra={
-            "distribution": _distribution(lead),
+            "distribution": distribution.to_json(),
             "whole_run": whole_run(ranks),
             "throughput": throughput(ranks, window),
             "rank_balance": compared.balance,
@@ -133,7 +134,7 @@ def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
         "average_ms": sum(part.duration_ns for part in sums) / steps / MS,
     }
     is_whole = sum(buckets.values()) == steps  # not where spools were thinned to bare sums
-    for label, q in QUANTILES[:-1]:
+    for label, q in QUANTILES:
         value = quantile_of(buckets, q) if is_whole else None
         found[f"{label}_ms"] = None if value is None else value / MS
     return found
@@ -200,8 +201,9 @@ def _columns(rank: RankView, window: Window, on_device: bool) -> dict[str, Seque
     return columns
 
 
-def _metrics(rank: RankView, window: Window, on_device: bool) -> dict[str, float | int | None]:
-    columns = _columns(rank, window, on_device)
+def _metrics(
+    rank: RankView, columns: dict[str, Sequence[int] | None], window: Window, on_device: bool
+) -> dict[str, float | int | None]:
     means: dict[str, float | None] = {name: _mean_ms(column) for name, column in columns.items()}
     step = means["step_time"] or 0.0
     traced = max(0.0, step - (means["input_wait"] or 0.0))
@@ -225,21 +227,6 @@ def _metrics(rank: RankView, window: Window, on_device: bool) -> dict[str, float
 
 def _mean_ms(column: Sequence[int] | None) -> float | None:
     return None if not column else total(column) / len(column) / MS
-
-
-def _distribution(columns: dict[str, Sequence[int] | None]) -> dict[str, dict[str, float | None]]:
-    """Percentiles of each phase over the window, of the first rank, in milliseconds."""
-    found = {}
-    for name in ("step_time", *PHASES, "residual"):
-        column = columns.get(name)
-        if column is None:
-            continue
-        ordered = sorted_column(column)
-        found[name] = {
-            label: None if (value := quantile(ordered, q)) is None else value / MS
-            for label, q in QUANTILES
-        }
-    return found
 
 
 def _waited_for(compared: Comparison) -> WaitedFor | None:

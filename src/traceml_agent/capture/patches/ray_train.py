@@ -1,0 +1,39 @@
+"""Ends the run of a Ray Train worker with its training function: Ray kills the worker after it.
+
+Without this each healthy training under Ray looks killed, and its last step is never closed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from traceml_agent.capture.exit import finish_early
+from traceml_agent.capture.patches.disguise import hide_frame, like
+from traceml_agent.guard import guard
+
+
+def install(module: Any) -> str:
+    """Patches the thread of Ray Train (version 2) that runs the user's function."""
+    runner = module.ThreadRunner
+    original = runner.run
+
+    def run(self: Any, target: Callable[[], Any]) -> None:
+        original(self, _ending_the_run(target))
+
+    runner.run = like(run, original)
+    return "active"
+
+
+def _ending_the_run(target: Callable[[], Any]) -> Callable[[], Any]:
+    def train() -> Any:
+        try:
+            result = target()
+        except BaseException as error:
+            hide_frame(error)  # Ray counts the frames of its own
+            with guard("end of a Ray Train worker"):
+                finish_early(error)
+            raise
+        with guard("end of a Ray Train worker"):
+            finish_early(None)
+        return result
+
+    return like(train, target)

@@ -1,0 +1,66 @@
+"""A cell that hangs, in a real kernel of a notebook: another process sees its line."""
+
+import json
+import subprocess
+import sys
+import time
+
+from tests.e2e.harness import environment, runs_in
+
+PATIENCE_S = 120
+IMPORTS = "import time, torch\ntorch.set_num_threads(1)\n"
+TRAINING = """model = torch.nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+def fetch(step):
+    if step == 25:
+        time.sleep(600)
+    return torch.randn(3, 4)
+for step in range(60):
+    optimizer.zero_grad()
+    model(fetch(step)).sum().backward()
+    optimizer.step()
+"""
+
+
+def stalls(tmp_path):
+    lines = [
+        line for run_dir in runs_in(tmp_path) for spool in run_dir.glob("*.jsonl")
+        for line in spool.read_bytes().split(b"\n")[:-1]
+    ]  # fmt: skip
+    return [record for record in map(json.loads, lines) if record["kind"] == "stall"]
+
+
+def test_view_shows_the_cell_and_the_line_in_it_of_a_kernel_that_hangs(tmp_path):
+    from jupyter_client.manager import KernelManager
+
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(
+        env=environment(tmp_path, True, TRACEML_HANG_S="1"),
+        cwd=str(tmp_path),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=PATIENCE_S)
+        client.execute_interactive(IMPORTS, timeout=PATIENCE_S, output_hook=lambda message: None)
+        client.execute(TRAINING)
+        deadline = time.monotonic() + PATIENCE_S
+        while not stalls(tmp_path):
+            assert time.monotonic() < deadline, "no stall was written"
+            time.sleep(0.2)
+        (run_dir,) = runs_in(tmp_path)
+        shown = subprocess.run(
+            [sys.executable, "-m", "traceml_agent", "view", str(run_dir)],
+            env=environment(tmp_path, False),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "fetch at Cell In[2]:5" in shown.stdout
+    assert shown.stdout.startswith("STALL (warning)")
