@@ -20,7 +20,8 @@ from traceml_agent.spool.reader import Spool, last_step
 
 SILENT_S = 60.0
 """A process on another machine counts as dead when its spool was not written for this long.
-Chosen: 120 times the interval between two writes, and 60 between two samples."""
+Chosen: 120 times the interval between two writes, and twice that between two digests, which stand
+for spools on other machines."""
 STATUS_ORDER = ("failed", "killed", "terminated", "interrupted", "running", "unknown", "finished")
 """The status of a run is the first of these that any rank has."""
 MISSING_LIMIT = 1000
