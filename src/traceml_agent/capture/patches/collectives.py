@@ -166,7 +166,9 @@ def _disguised(wrapper: Any, original: Any) -> Any:
     # With the line of the original, `inspect.getsource` finds its text through the module.
     code = original.__code__
     wrapper.__code__ = wrapper.__code__.replace(
-        co_filename=code.co_filename + UNCOUNTED, co_firstlineno=code.co_firstlineno
+        co_filename=code.co_filename + UNCOUNTED,
+        co_firstlineno=code.co_firstlineno,
+        co_name=original.__name__,  # as the stack of a hang shows it
     )
     return wrapper
 
