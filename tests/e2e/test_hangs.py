@@ -87,11 +87,13 @@ class Job:
         return self.tmp_path / "runs" / "job"
 
     def records(self, kind: str) -> list[dict[str, Any]]:
+        """Those in the spools; of stalls without the start-up, which may be one on a busy machine."""
         found = []
         for spool in sorted(self.run_dir.glob("*.jsonl")):
             for line in spool.read_bytes().split(b"\n")[:-1]:
                 record = json.loads(line)
-                if record["kind"] == kind:
+                early = kind in ("stall", "process_groups") and not record.get("step")
+                if record["kind"] == kind and not early:
                     found.append({**record, "spool": spool.name})
         return found
 

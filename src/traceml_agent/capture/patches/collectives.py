@@ -165,10 +165,12 @@ def _disguised(wrapper: Any, original: Any) -> Any:
         wrapper.__signature__ = inspect.signature(original)
     # With the line of the original, `inspect.getsource` finds its text through the module.
     code = original.__code__
+    # And its name, which the stack of a hang shows.
+    names = {"co_name": original.__name__, "co_qualname": original.__qualname__}
     wrapper.__code__ = wrapper.__code__.replace(
         co_filename=code.co_filename + UNCOUNTED,
         co_firstlineno=code.co_firstlineno,
-        co_name=original.__name__,  # as the stack of a hang shows it
+        **{name: value for name, value in names.items() if hasattr(code, name)},  # 3.11 has both
     )
     return wrapper
 
