@@ -274,7 +274,7 @@ def every_kind() -> list[Record]:
             },
         ),
         Sketch(5, {"810": 4, "700": 1}),
-        Covered(400, 3, 5, {"2": "not JSON"}),
+        Covered(400, 3, summed_steps=5, bad_lines={"2": "not JSON"}),
     ]
 
 

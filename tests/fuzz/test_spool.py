@@ -120,6 +120,7 @@ def test_intact_runs_keep_every_step(intact, recorded, run_dir):
         "every_kind": [24],
         "thinned": [120],
         "ring_only": [11],
+        "digested": [24, 24],
         "two_ranks": [24, 24],
         "killed": [11, 24],
         "crashed": [24],

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from traceml_agent.errors import NewerSchema, NoRun, TracemlError
-from traceml_agent.report.parts import one_line
+from traceml_agent.report.parts import one_line, spool_paths
 from traceml_agent.report.payload import payload_of
 from traceml_agent.report.render.text import render_text
 from traceml_agent.report.view import is_alive, load_run
@@ -19,6 +19,9 @@ from traceml_agent.spool.digest import bring_home
 from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.format import SPOOL_SUFFIX
 from traceml_agent.spool.reader import header_of, version_of
+
+FOLDS_MOST = 3
+"""How often a run is folded whose digests grow meanwhile. Chosen: nodes end together, and once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,25 @@ def fold_and_write(
     """The same, written into the run directory. Raises OSError too."""
     for part in parts or [run_dir]:
         _bring_home(part, own_spool)
-    summary = fold(run_dir, parts=parts, own_spool=own_spool)
-    write_whole(run_dir / SUMMARY_JSON, orjson.dumps(summary.payload, option=orjson.OPT_INDENT_2))
-    write_whole(run_dir / SUMMARY_TEXT, f"{summary.text}\n".encode())
+    for _ in range(FOLDS_MOST):
+        summary = fold(run_dir, parts=parts, own_spool=own_spool)
+        data = orjson.dumps(summary.payload, option=orjson.OPT_INDENT_2)
+        write_whole(run_dir / SUMMARY_JSON, data)
+        write_whole(run_dir / SUMMARY_TEXT, f"{summary.text}\n".encode())
+        if not _came_home(parts or [run_dir], summary.payload["traceml_agent"]["spools"]):
+            break
     return summary
+
+
+def _came_home(directories: Sequence[Path], folded: dict[str, int]) -> bool:
+    """Whether another node completed its digests meanwhile: its summary may lie below this one."""
+    with contextlib.suppress(OSError, TracemlError):
+        return any(
+            header_of(path).spool_path is not None
+            and path.stat().st_size != folded.get(one_line(path.name))
+            for path in spool_paths(directories)
+        )
+    return False
 
 
 def _bring_home(run_dir: Path, own_spool: Path | None) -> None:

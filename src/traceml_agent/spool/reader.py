@@ -36,7 +36,7 @@ from traceml_agent.spool.format import (
     decode,
     samples_of,
 )
-from traceml_agent.spool.plausible import StepNumbers, check
+from traceml_agent.spool.plausible import LONGEST_NS, StepNumbers, check
 from traceml_agent.spool.ring import Row, read_ending, read_ring
 from traceml_agent.spool.sketch import added
 
@@ -285,7 +285,10 @@ def _batch(rows: list[Row]) -> Steps:
     d2h_ns, micro_batches, samples, updates, _ = rest[len(PHASES) :]
     # Clocks of one process do not run backwards; a negative sum would be our own error, and a
     # reader refuses the batch for it.
-    phases = [c if min(c) >= 0 else [max(0, ns) for ns in c] for c in rest[: len(PHASES)]]
+    phases = [
+        c if min(c) >= 0 and max(c) <= LONGEST_NS else [min(max(0, n), LONGEST_NS) for n in c]
+        for c in rest[: len(PHASES)]
+    ]
     return Steps(
         first_step=steps[0],
         count=len(rows),
