@@ -17,6 +17,7 @@ from tests.scale.simulate import write_job
 from traceml_agent.report import parts
 from traceml_agent.report.fold import fold, fold_and_write
 from traceml_agent.report.view import is_alive
+from traceml_agent.schema.digests import Covered
 from traceml_agent.schema.records import Event, ProcessSample
 from traceml_agent.spool import digest as digests
 from traceml_agent.spool.digest import DIGEST_STEPS, WINDOW_STEPS, DigestWriter, bring_home
@@ -387,6 +388,7 @@ def test_a_fold_removes_no_file_that_is_none_of_a_run(tmp_path):
         shutil.copy(there, victim)
         text = here.read_bytes().replace(str(there).encode(), str(victim).encode())
         here.write_bytes(text)
+        os.utime(here, (1, 1))
         fold_and_write(here.parent)
         assert victim.exists()
         here.write_bytes(text.replace(str(victim).encode(), str(there).encode()))
@@ -454,3 +456,23 @@ def test_numbers_that_no_writer_writes_are_skipped(tmp_path, line):
         file.write(line + b"\n")
     assert "skipped" in read_spool(path).problems[0]
     fold(path.parent)
+
+
+def test_a_digest_that_another_node_completes_meanwhile_is_in_the_summary(tmp_path, monkeypatch):
+    from traceml_agent.report import fold as folding
+
+    here, there, _ = on_node(tmp_path)
+    there.unlink()
+    render, grown = folding.render_text, []
+
+    def grow_and_render(payload):
+        if not grown:
+            grown.append(True)
+            later = made.steps(5, first=31, start_ns=made.FIRST_STEP_NS + 300 * MS)
+            with here.open("ab") as file:
+                file.write(encode(later) + encode(Covered(9_999, 9, closed=True)))
+        return render(payload)
+
+    monkeypatch.setattr(folding, "render_text", grow_and_render)
+    payload = fold_and_write(here.parent).payload
+    assert [rank["steps"] for rank in payload["ledger"]["ranks"]] == [35]
