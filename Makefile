@@ -20,7 +20,7 @@ define install
 	$(BIN)/python -m pip install -q $(1)
 endef
 
-.PHONY: demo test lint bench bench-fold healthy fuzz gpu docs clean
+.PHONY: demo test lint bench bench-fold healthy truth fuzz gpu docs clean
 
 demo: $(VENV)/.demo
 	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
@@ -48,6 +48,10 @@ bench-fold: $(VENV)/.test
 healthy: $(VENV)/.test
 	HEALTHY_RUNS=20 $(BIN)/python -m pytest -n 0 tests/ranks/test_healthy.py
 
+# An hour on a quiet machine: known faults between their clean twins, and healthy runs.
+truth: $(VENV)/.test
+	$(BIN)/python tests/truth/bench.py --write docs/accuracy.md
+
 # Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.
 FUZZ_EXAMPLES ?= 5000
 FUZZ_SECONDS ?= 300
@@ -69,6 +73,8 @@ gpu: $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(VENV)/.test)
 docs: $(VENV)/.test
 	$(BIN)/traceml-agent config --markdown > docs/configuration.md.new
 	mv docs/configuration.md.new docs/configuration.md
+	$(BIN)/python docs/make_api.py > docs/api.md.new
+	mv docs/api.md.new docs/api.md
 
 clean:
 	rm -rf $(VENV) .venv-agents dist build .pytest_cache .mypy_cache .ruff_cache

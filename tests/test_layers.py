@@ -35,7 +35,7 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
     "integrations": {"capture", "schema"},
     "api": FOUNDATION | {"capture"},
-    "__init__": {"version"},
+    "__init__": {"version", "api"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself."""
@@ -44,13 +44,15 @@ THIRD_PARTY: dict[str, set[str]] = {
     "config": {"platformdirs"},
     "spool": {"orjson", "platformdirs"},
     "capture": {"wrapt", "psutil", "pynvml", "orjson"},
-    "report": {"numpy", "orjson"},
+    "report": {"numpy", "orjson", "pandas"},  # pandas: for a data frame of spans alone
 }
 
 BRIDGES = {
     ("capture/exit.py", "report.fold"),
     ("capture/exit.py", "report.render.text"),
     ("api.py", "report.fold"),
+    ("api.py", "report.scalars"),
+    ("api.py", "report.spans"),
 }
 """Imports against the order of the layers; inside functions, so that training never loads them."""
 

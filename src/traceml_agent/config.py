@@ -168,13 +168,48 @@ class Config:
         "whose first step does not come. Nothing is done to it. "
         "0: never.",
     )
+    cost_per_hour: float | None = setting(
+        None,
+        _number(0, 1_000_000, float),
+        "a number from 0 to 1000000",
+        "Price of one rank for an hour (of its GPU, or of its machine), in any currency: the "
+        "summary then also says in money what fixing a finding would save.",
+    )
+    stack_hz: float = setting(
+        20.0,
+        _number(0, 200, float),
+        "times a second, from 0 to 200",
+        "How often is looked in which line of the program the training thread stands. It is less "
+        "where that would take more than 0.5 % of a core. 0: never.",
+    )
+    flops: bool = setting(
+        False,
+        _flag,
+        "1 or 0",
+        "Count the floating-point operations of step 21 (it takes about twice as long), for FLOP/s "
+        "and, on GPUs with a known peak, the model FLOPs utilisation.",
+    )
+    retained: bool = setting(
+        False,
+        _flag,
+        "1 or 0",
+        "Name the lines that make tensors which outlive their steps: Python's tracemalloc runs for "
+        "some 40 steps every two minutes, which are slower meanwhile.",
+    )
+    trace_max_spans: int = setting(
+        100_000,
+        _number(1, 10_000_000, int),
+        "a whole number from 1 to 10000000",
+        "How many closed scopes of the program are kept in memory, some 400 bytes each; the oldest "
+        "ones are lost.",
+    )
     skip: tuple[str, ...] = setting(
         (),
         _words,
         "names with commas between them",
         "Patches and samplers to leave out: dataloader, transfer, forward, backward, optimizer, "
-        "checkpoint, collectives, compile, process_group, ray_train, process, host, gpu, ring, "
-        "faulthandler, exit.",
+        "checkpoint, collectives, compile, process_group, loader_workers, ray_train, threads, "
+        "process, host, gpu, stacks, gc, sched, ring, faulthandler, exit.",
     )
     test_raise: bool = setting(
         False,

@@ -54,8 +54,11 @@ def describe(handler):
 
 
 def descriptors():
-    """What is open, aside from the agent's files: of its run, and of the kernel's figures."""
-    own = re.compile(r"/runs/|^/proc/(\d+/|pressure/|stat$|meminfo$)|^/sys/fs/cgroup/")
+    """What is open, aside from the agent's files: of its run, of the kernel's figures, and memory
+    shared with workers that are no forks."""
+    own = re.compile(
+        r"/runs/|^/memfd:traceml-|^/proc/(\d+/|pressure/|stat$|meminfo$)|^/sys/fs/cgroup/"
+    )
     found = set()  # how many pipes there are is a matter of when a queue is collected
     for name in os.listdir("/proc/self/fd"):
         try:

@@ -6,18 +6,25 @@ from pathlib import Path
 
 import pytest
 
+from traceml_agent.capture.gc_watch import NOTED_NS
 from traceml_agent.capture.samplers import stall
-from traceml_agent.report import chance, series, whatif
+from traceml_agent.report import chance, series, spikes, trend, whatif
 from traceml_agent.report.diagnose import (
+    causes,
+    gpu,
     hangs,
+    host_causes,
     issue,
+    lines,
     process,
     ranks,
     run,
+    seen,
     step_memory,
     step_time,
     system,
 )
+from traceml_agent.report.diagnose import spikes as spike_rules
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "findings.md").read_text(encoding="utf-8")
@@ -125,5 +132,43 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     names("LONG_PHASE", hangs.LONG_S / 60)
     names("CLOCK_OFFSET", run.CLOCK_LIMIT_S)
     names("LOST_WORK", 100 * run.LOST_WARN, 100 * run.LOST_CRIT)
+    for kind in ("SLOW_LINE", "HOST_SYNC"):
+        names(kind, 100 * lines.LINE_WARN, 100 * lines.LINE_CRIT)
+    names("SLOW_LINE", lines.NAMED_SAMPLES)
+    names("INPUT_WITHOUT_LOADER", *shares)
+    assert f"names one if it takes {100 * lines.NAMED_SHARE:g} % of the phase" in PAGE
+    names("GC_PAUSES", 100 * causes.GC_WARN, 100 * seen.CRIT, NOTED_NS / 1e6)
+    for kind in ("CPU_THROTTLED", "CPU_CONTENTION"):
+        names(kind, 100 * host_causes.CORE_WARN, 100 * seen.CRIT)
+    for kind in ("CHECKPOINT_COST", "EVAL_COST"):
+        names(kind, 100 * causes.LONG_PHASE_WARN, 100 * seen.CRIT)
+    names("PROCESS_STOPPED", 100 * causes.STOPPED_WARN, 100 * seen.CRIT)
+    names("RECOMPILES", 100 * causes.RECOMPILE_WARN, causes.RECOMPILES_LEAST)
+    names(
+        "PERIODIC_SPIKES",
+        100 * spike_rules.PERIODIC_WARN,
+        100 * spikes.LEAST_RATIO,
+        spikes.BLOCK,
+        spikes.PERIODIC_LEAST,
+        100 * spikes.PERIODIC_SHARE,
+    )
+    names("SPIKES", 100 * spike_rules.SPIKES_WARN, 100 * seen.CRIT)
+    names(
+        "STEP_DRIFT",
+        100 * trend.CHANGE_WARN,
+        trend.MOST_STRETCHES,
+        trend.LEAST_STEPS,
+        100 * trend.STEADY_SHARE,
+    )
+    names(
+        "GIL_CONTENTION",
+        host_causes.LOCK_WAIT_NS / 1e6,
+        100 * host_causes.LOCK_SHARE,
+        100 * host_causes.LOCK_WARN,
+    )
+    names("MEMORY_PRESSURE", host_causes.FAULTS_PER_STEP, host_causes.PRESSURE_PERCENT)
+    names("GPU_THROTTLED", 100 * gpu.REASON_SHARE, 100 * gpu.CLOCK_DROP)
+    names("GPU_SHARED", 100 * gpu.SHARED_SHARE)
+    names("ALLOCATOR_RETRIES", process.ALLOC_RETRIES_LEAST)
     for number in (issue.CONFIDENT_STEPS, issue.LEAST_STEPS, series.WARMUP_MOST_STEPS):
         assert f"{number} steps" in PAGE

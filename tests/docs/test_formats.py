@@ -14,6 +14,8 @@ from traceml_agent.schema.records import (
     Identity,
     Record,
 )
+from traceml_agent.schema.retained import RetainedTensors
+from traceml_agent.schema.stacks import CodeLine, StackRow
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ThreadStack
 from traceml_agent.spool.ring import HEADER_SIZE, MAGIC, RECORD_SIZE
 
@@ -36,7 +38,19 @@ def test_each_record_has_a_section_that_names_each_field(kind: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("part", [Identity, DeviceMemory, ThreadStack, ProcessGroup, Operation])
+@pytest.mark.parametrize(
+    "part",
+    [
+        Identity,
+        DeviceMemory,
+        ThreadStack,
+        ProcessGroup,
+        Operation,
+        CodeLine,
+        StackRow,
+        RetainedTensors,
+    ],
+)
 def test_nested_parts_are_named_too(part: type) -> None:
     assert [f.name for f in dataclasses.fields(part) if f"`{f.name}`" not in SPOOL] == []
 

@@ -67,10 +67,16 @@ def runs_in(tmp_path: Path) -> list[Path]:
     return sorted(directory.iterdir()) if directory.is_dir() else []
 
 
-def run(tmp_path: Path, *command: str, enabled: bool = True, **extra: str) -> Result:
-    """Runs `python COMMAND...` to its end."""
+def run(
+    tmp_path: Path,
+    *command: str,
+    enabled: bool = True,
+    prefix: tuple[str, ...] = (),
+    **extra: str,
+) -> Result:
+    """Runs `PREFIX... python COMMAND...` to its end."""
     done = subprocess.run(
-        [sys.executable, *command],
+        [*prefix, sys.executable, *command],
         env=environment(tmp_path, enabled, **extra),
         capture_output=True,
         text=True,

@@ -1,11 +1,16 @@
 """A cell that hangs, in a real kernel of a notebook: another process sees its line."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.e2e.harness import environment, runs_in
+from tests.e2e.line_programs import CELL
+from traceml_agent.report.fold import fold
 
 PATIENCE_S = 120
 IMPORTS = "import time, torch\ntorch.set_num_threads(1)\n"
@@ -30,12 +35,14 @@ def stalls(tmp_path):
     return [record for record in map(json.loads, lines) if record["kind"] == "stall"]
 
 
-def test_view_shows_the_cell_and_the_line_in_it_of_a_kernel_that_hangs(tmp_path):
+@contextlib.contextmanager
+def kernel(tmp_path, **settings):
+    """A client of a kernel that has imported torch."""
     from jupyter_client.manager import KernelManager
 
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(
-        env=environment(tmp_path, True, TRACEML_HANG_S="1"),
+        env=environment(tmp_path, True, **settings),
         cwd=str(tmp_path),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -45,6 +52,27 @@ def test_view_shows_the_cell_and_the_line_in_it_of_a_kernel_that_hangs(tmp_path)
     try:
         client.wait_for_ready(timeout=PATIENCE_S)
         client.execute_interactive(IMPORTS, timeout=PATIENCE_S, output_hook=lambda message: None)
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.slow
+def test_the_line_of_a_cell_is_named_with_its_text(tmp_path):
+    with kernel(tmp_path, TRACEML_STACK_HZ="100") as client:
+        client.execute_interactive(CELL, timeout=PATIENCE_S, output_hook=lambda message: None)
+        (run_dir,) = runs_in(tmp_path)
+        deadline = time.monotonic() + PATIENCE_S
+        while not (spots := fold(run_dir).payload["hotspots"]):
+            assert time.monotonic() < deadline, "no lines were written"
+            time.sleep(0.2)
+    place = [spots[0][name] for name in ("file", "line", "function", "code")]
+    assert place == ["Cell In[2]", 4, "report", "time.sleep(0.02)"]
+
+
+def test_view_shows_the_cell_and_the_line_in_it_of_a_kernel_that_hangs(tmp_path):
+    with kernel(tmp_path, TRACEML_HANG_S="1") as client:
         client.execute(TRAINING)
         deadline = time.monotonic() + PATIENCE_S
         while not stalls(tmp_path):
@@ -58,9 +86,6 @@ def test_view_shows_the_cell_and_the_line_in_it_of_a_kernel_that_hangs(tmp_path)
             text=True,
             timeout=60,
         )
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
     assert shown.returncode == 0, shown.stderr
     assert "fetch at Cell In[2]:5" in shown.stdout
     assert shown.stdout.startswith("STALL (warning)")

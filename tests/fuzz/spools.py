@@ -27,6 +27,7 @@ from traceml_agent.errors import TracemlError
 from traceml_agent.report.fold import Summary, fold, fold_and_write, read_summary
 from traceml_agent.report.render.text import MOST_LINES, WIDTH, render_text
 from traceml_agent.report.runs import is_run_dir, list_runs, summary_payload
+from traceml_agent.schema.causes import GcTotals, Sched
 from traceml_agent.schema.collectives import (
     Arrivals,
     CollectiveKey,
@@ -35,6 +36,7 @@ from traceml_agent.schema.collectives import (
     DdpTimes,
 )
 from traceml_agent.schema.digests import Covered, Samples, Sketch
+from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks, WorkerSums
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     DeviceMemory,
@@ -49,6 +51,8 @@ from traceml_agent.schema.records import (
     Record,
     Steps,
 )
+from traceml_agent.schema.retained import Retained, RetainedTensors
+from traceml_agent.schema.stacks import CodeLine, StackRow, Stacks
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
 from traceml_agent.spool.digest import DigestWriter, packed
 from traceml_agent.spool.digested import packed_parts, read_spool
@@ -210,7 +214,18 @@ def every_kind() -> list[Record]:
         ProcessSample(FIRST_STEP_NS + 500 * MS, 50, 2 << 30, 300 * MS, 4, devices=[device]),
         *host_samples(),
         GpuSample(
-            FIRST_STEP_NS, 0, "GPU-1", "H200", 93.5, 40.0, 1 << 30, 2 << 30, 350.0, 700.0, 60.0
+            FIRST_STEP_NS,
+            0,
+            "GPU-1",
+            "H200",
+            93.5,
+            40.0,
+            1 << 30,
+            2 << 30,
+            350.0,
+            700.0,
+            60.0,
+            xids=[79],
         ),
         Collectives(
             [CollectiveKey("all_reduce", "0-abc", 2, "gloo", 1)],
@@ -235,6 +250,22 @@ def every_kind() -> list[Record]:
         ),
         DdpTimes(FIRST_STEP_NS, 0, 9, 9, "gloo", 80, 1, MS, 2 * MS, 2 * MS, MS),
         Event("checkpoint", FIRST_STEP_NS, MS, 3, {"call": "torch.save", "at": "train.py:3"}),
+        GcTotals(FIRST_STEP_NS, 24, [9, 3, 1], [MS, MS, 3 * MS], 1, 3 * MS, 2, MS),
+        Event("gc", FIRST_STEP_NS + 9 * MS, 3 * MS, 1, {"generation": 2, "phase": "forward"}),
+        Sched(
+            FIRST_STEP_NS,
+            "schedstat",
+            [50 * MS, 60 * MS],
+            [30 * MS, 40 * MS],
+            [0, 15 * MS],
+            [0, 9 * MS],
+            [0, 50 * MS],
+            [1, 1],
+            [MS, 4 * MS],
+            "pump",
+        ),
+        Event("compile", FIRST_STEP_NS + 20 * MS, MS, 3, {"within": "forward", "id": "0/1"}),
+        Event("compiled", FIRST_STEP_NS + 21 * MS, None, 3, {"id": "0/1", "function": "f"}),
         Fault(FIRST_STEP_NS, "gpu", "NVMLError: lost", 2, "Traceback"),
         Overhead(FIRST_STEP_NS, 60, 60_000, MS, MS, 5_000),
         Stall(
@@ -251,6 +282,79 @@ def every_kind() -> list[Record]:
             FIRST_STEP_NS + 901 * MS,
             24,
             [ProcessGroup("0", "all", "gloo", [0, 1], 7, [Operation(7, "reduce", "4", False)])],
+        ),
+        Loader(
+            FIRST_STEP_NS,
+            0,
+            "Images",
+            False,
+            2,
+            "active",
+            "train",
+            32,
+            2,
+            True,
+            False,
+            True,
+            "fork",
+            2,
+            MS,
+            2 * MS,
+            MS,
+            40,
+            90 * MS,
+            38,
+            3,
+            12,
+            MS,
+            80 * MS,
+            20 * MS,
+            9 * MS,
+            [WorkerSums(0, 21, 99 * MS, 9 * MS, 50 * MS, 3 * MS, 2 * MS, 99 * MS, MS, 4096, 1)],
+        ),
+        WorkerBatches(
+            0,
+            FIRST_STEP_NS,
+            [0, 0],
+            [1, 2],
+            [0, 1],
+            [0, MS],
+            [9 * MS, 8 * MS],
+            [MS, None],
+            [2 * MS, None],
+            [0, 30 * MS],
+            [9 * MS, None],
+        ),
+        WorkerStacks(
+            FIRST_STEP_NS,
+            0,
+            7,
+            [CodeLine("data.py", 42, "decode", "decode(path)")],
+            [StackRow("fetch", [0], 6, 6 * MS, leaf="zlib.py:decompress")],
+        ),
+        Retained(
+            FIRST_STEP_NS + 200 * MS,
+            50,
+            20,
+            200,
+            [RetainedTensors("/a/t.py", 7, "kept.append(y)", [8, 3], "float32", 20, 1920, 20)],
+            0,
+            40 * MS,
+        ),
+        Stacks(
+            FIRST_STEP_NS + 300 * MS,
+            FIRST_STEP_NS,
+            24,
+            50 * MS,
+            9,
+            450 * MS,
+            [CodeLine("/a/t.py", 3, "f", "x.item()", "y = x.item()", loop=True)],
+            [
+                StackRow("residual", [0], 5, 250 * MS, 2, True, "json/encoder.py:encode", "a.py:b"),
+                StackRow("forward", [], 1, 50 * MS),
+            ],
+            {"backward": 150 * MS},
+            {"backward": 3},
         ),
         Samples(
             "process",
@@ -483,6 +587,8 @@ _DAMAGE = {
 # What must hold
 
 SIGNED = {
+    "change_percent",
+    "slope_ms_per_1000_steps",
     "exit_code",
     "temperature_c",
     "peak_temperature_c",

@@ -187,6 +187,35 @@ int nvmlDeviceGetPcieThroughput(device gpu, int direction, uint *kilobytes_a_sec
     return check(gpu, "pcie");
 }
 
+/* "gpu0.xid 79" with "gpu0.xid_count 2": two such errors wait, until they are taken. */
+typedef struct { device gpu; ulong64 type, data; uint instance, compute; } event;
+static int watched[DEVICES], taken[DEVICES], sets;
+
+int nvmlEventSetCreate(void **set) { sets++; *set = &sets; return OK; }
+int nvmlEventSetFree(void *set) { (void)set; sets--; return OK; }
+int nvmlDeviceGetIndex(device gpu, uint *index) { *index = (uint)gpu->index; return OK; }
+
+int nvmlDeviceRegisterEvents(device gpu, ulong64 types, void *set)
+{
+    int code = check(gpu, "events");
+    watched[gpu->index] = set && (types & 8) && code == OK;
+    return code;
+}
+
+int nvmlEventSetWait_v2(void *set, event *found, uint timeout_ms)
+{
+    (void)set;
+    (void)timeout_ms;
+    for (int i = 0; i < DEVICES; i++) {
+        if (!watched[i] || taken[i] >= (int)state(i, "xid_count", 0))
+            continue;
+        taken[i]++;
+        *found = (event){(device)&devices[i], 8, (ulong64)state(i, "xid", 0), ~0u, ~0u};
+        return OK;
+    }
+    return 10; /* timeout */
+}
+
 typedef struct { uint pid; ulong64 memory; uint instance, compute; } process;
 
 #ifdef WITHOUT_PROCESSES_V3

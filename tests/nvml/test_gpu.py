@@ -25,6 +25,7 @@ for name in (
     "nvmlDeviceGetTotalEnergyConsumption",
     "NVML_CLOCK_MEM",
     "NVMLLibraryMismatchError",
+    "nvmlEventSetWait_v2",
 ):
     globals().pop(name, None)
 def nvmlDeviceGetMemoryInfo(handle): return new.nvmlDeviceGetMemoryInfo(handle)
@@ -118,6 +119,20 @@ def test_an_old_driver_whose_processes_have_an_older_name_still_lists_them(tmp_p
     assert ticks[0][0]["reasons"] == {}
 
 
+def test_errors_of_the_driver_are_taken_once_and_given_to_their_device(library):
+    two = "gpu1.xid 79\ngpu1.xid_count 2\n"
+    _, ticks = sample(library, then=("", two, two, "gpu1.xid 31\ngpu1.xid_count 3\n"))
+    assert [tick[0]["xids"] for tick in ticks] == [[]] * 4
+    assert [tick[1]["xids"] for tick in ticks] == [[], [79, 79], [], [31]]
+
+
+def test_a_device_that_reports_no_errors_says_so_once(library):
+    _, ticks = sample(library, "gpu1.events.rc 3\n", then=("", "gpu0.xid 48\ngpu0.xid_count 1\n"))
+    assert [tick[1]["xids"] for tick in ticks] == [None, None]
+    assert [tick[1]["reasons"] for tick in ticks] == [{"xids": "Not Supported"}, {}]
+    assert ticks[1][0]["xids"] == [48]
+
+
 @pytest.fixture
 def old_bindings(tmp_path):
     (tmp_path / "pynvml.py").write_text(OLD_BINDINGS)
@@ -135,7 +150,10 @@ def test_old_bindings_give_what_they_have_and_one_reason_for_the_rest(library, o
         "memory_clock_mhz": "not supported by the installed pynvml: no NVML_CLOCK_MEM",
         "energy_mj": "not supported by the installed pynvml: "
         "no nvmlDeviceGetTotalEnergyConsumption",
+        "xids": first["reasons"]["xids"],
     }
+    assert first["xids"] is None
+    assert "nvmlEventSetWait_v2" in first["reasons"]["xids"]
     assert [tick[0]["util_percent"] for tick in ticks] == [87.0] * 4
     assert [tick[0]["reasons"] for tick in ticks[1:]] == [{}] * 3
 
@@ -199,3 +217,22 @@ def test_without_nvml_the_run_says_that_gpus_are_not_measured(tmp_path):
     assert result.summary["system"]["global"]["average"]["gpu_util_percent"] is None
     if "no NVML library" not in result.stderr:
         assert result.summary["system"]["gpus"]  # a machine with GPUs
+
+
+def test_a_gpu_that_is_held_back_is_a_finding(library, tmp_path):
+    extra = variables(library, "count 1\nreasons 64\nclock 990\npcie_width 8\n")
+    result = run(tmp_path, write(tmp_path, TRAINING), TRACEML_SAMPLE_INTERVAL_S="0.05", **extra)
+    found = {issue["kind"]: issue for issue in result.summary["system"]["issues"]}
+    assert "heat (hardware limit)" in found["GPU_THROTTLED"]["summary"]
+    assert found["GPU_THROTTLED"]["evidence"]["clock_drop"] == 0.5
+    assert found["PCIE_DEGRADED"]["severity"] == "warn"
+
+
+@pytest.mark.parametrize(("xid", "severity"), [(79, "crit"), (31, "warn"), (150, "crit")])
+def test_an_error_that_the_driver_reports_is_a_finding(library, tmp_path, xid, severity):
+    extra = variables(library, f"count 1\nxid {xid}\nxid_count 1\n")
+    result = run(tmp_path, write(tmp_path, TRAINING), TRACEML_SAMPLE_INTERVAL_S="0.05", **extra)
+    (found,) = [f for f in result.summary["findings"] if f["kind"] == "GPU_XID"]
+    assert (found["severity"], found["evidence"]["xids"]) == (severity, {str(xid): 1})
+    assert f"GPU 0 during the run: Xid {xid}" in found["summary"]
+    assert result.summary["system"]["gpus"][0]["xids"] == {str(xid): 1}

@@ -44,6 +44,16 @@ def test_a_rank_that_evaluates_alone_is_told_as_that_and_not_as_slow_compute(tmp
     assert (pattern["kind"], pattern["every"]) == ("recurring", 20)
 
 
+def test_a_rank_that_saves_alone_is_the_one_whose_spikes_the_others_have(tmp_path):
+    result = torchrun(tmp_path, DDP, 2, "save", "100")
+    section = result.summary["causes"]
+    regular = [p for p in section["spikes"]["periodic"] if p["cause"].endswith("checkpoint")]
+    assert [(p["rank"], p["every"]) for p in regular] == [(1, 20)], result.summary["text"]
+    assert "rank 1: checkpoint" in section["spikes"]["by_cause"]
+    (cost,) = [i for i in section["issues"] if i["kind"] == "CHECKPOINT_COST"]
+    assert cost["ranks"] == [1]
+
+
 def test_others_that_wait_for_the_buffers_of_a_slow_rank_0_do_not_hide_it(tmp_path):
     result = torchrun(tmp_path, DDP, 2, "buffers", "60")
     found = stragglers(result.summary)

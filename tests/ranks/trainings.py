@@ -36,6 +36,12 @@ class Net(nn.Module):
         return self.norm(self.linear(items))
 
 
+class Slow:
+    def __reduce__(self):
+        time.sleep(0.150)
+        return (int, ())
+
+
 model = DistributedDataParallel(Net())
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 for step, (items, labels) in enumerate(DataLoader(Items(), batch_size=BATCH)):
@@ -46,6 +52,8 @@ for step, (items, labels) in enumerate(DataLoader(Items(), batch_size=BATCH)):
         with torch.no_grad():
             for _ in range(20):
                 model.module(items)
+    if case == "save" and rank == 1 and step % 20 == 19:
+        torch.save(Slow(), "checkpoint.pt")
 dist.destroy_process_group()
 """
 

@@ -118,6 +118,8 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     if recorder is None:
         return False
     SESSION.look(at_end=True)
+    if SESSION.loaders is not None:
+        SESSION.loaders.is_last = True
     with guard("last step"):
         SESSION.tracker.finish()
     if _LEAVING.loop is not None:

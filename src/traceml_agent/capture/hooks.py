@@ -15,9 +15,11 @@ from traceml_agent.capture.patches import (
     compile,
     dataloader,
     forward,
+    loader_workers,
     optimizer,
     process_group,
     ray_train,
+    threads,
     transfer,
 )
 from traceml_agent.capture.session import SESSION
@@ -35,6 +37,8 @@ PATCHES: tuple[tuple[str, Install], ...] = (
     ("checkpoint", checkpoint.install),
     ("collectives", collectives.install),
     ("process_group", process_group.install),
+    ("loader_workers", loader_workers.install),
+    ("threads", threads.install),
 )
 """Installed when torch has been imported."""
 

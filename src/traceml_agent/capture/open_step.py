@@ -124,6 +124,10 @@ class OpenStep:
         """Steps whose update is done: the open one counts as soon as an optimizer has stepped."""
         return self.step + bool(self._optimizers)
 
+    def roles(self) -> dict[int, int]:
+        """Of the loaders that are known by now: INPUT_WAIT or EVAL. For any thread."""
+        return self._roles.copy()
+
     def _fail(self, patch: str, error: Exception) -> None:
         """An error of ours stops here: it is counted, and the step in progress is forgotten.
 

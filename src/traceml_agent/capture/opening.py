@@ -100,6 +100,7 @@ def open_recorder(session: "Session") -> Recorder | None:
         cuda_version=session.torch.version.cuda,
         other_agents=others.names,
         tracers=others.tracers,
+        cost_per_hour=session.config.cost_per_hour,
     )
     recorder.write([header])
     recorder.follow(header)

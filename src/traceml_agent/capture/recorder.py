@@ -93,6 +93,8 @@ class Recorder:
         self.last_step = 0
         self.activate_ns = 0
         self.thread_cpu_ns = 0
+        self.other_threads_cpu_ns: dict[str, int] = {}  # of the agent, by name
+        self.suppliers: list[Callable[[], list[Record]]] = []  # asked before each write
         self.on_first_step: Callable[[], None] | None = None
         self.on_no_forward: Callable[[int], None] | None = None
         self.pending: Callable[[], list[Record]] = list
@@ -154,6 +156,9 @@ class Recorder:
     def _drain(self) -> None:
         with guard("pending records"):
             self._write(self.pending())
+        for supply in self.suppliers:
+            with guard("supplied records"):
+                self._write(supply())
         rows = self._take()
         if not rows:
             return
@@ -228,7 +233,7 @@ class Recorder:
             monotonic_ns=time.perf_counter_ns(),
             steps=self.last_step,
             hot_path_ns=hot_path_ns,
-            thread_cpu_ns=self.thread_cpu_ns,
+            thread_cpu_ns=self.thread_cpu_ns + sum(tuple(self.other_threads_cpu_ns.values())),
             activate_ns=self.activate_ns,
             spool_bytes=self.writer.written,
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
+from traceml_agent.capture.frames import current_frames
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
@@ -46,7 +47,9 @@ class Session:
         self.torch_imported_ns: int | None = None
         self.script: str | None = None
         self.discovery: Any = None  # of the forward patch
+        self.flops: Any = None  # of the forward and backward patches
         self.collectives: Any = None  # of the collectives patch
+        self.loaders: Any = None  # of the dataloader patch
         self.looks: dict[str, Look] = {}
         self.compiled = False
         self._may_use_cuda = False
@@ -138,6 +141,8 @@ class Session:
                 get_ident(), self._activate, self._close_step
             )
             self.tracker.on_shut = self._shut_after_faults
+            if self.loaders is not None:
+                self.loaders.forget()
 
     def adopt_thread(self) -> bool:
         """Called in another thread than the owner, at a proof of training: may it take over?
@@ -149,7 +154,7 @@ class Session:
         ident = get_ident()
         if tracker.owner == ident:
             return True
-        if tracker.on_proof is None and tracker.owner in sys._current_frames():
+        if tracker.on_proof is None and tracker.owner in current_frames():
             return False
         tracker.owner = ident
         return True
@@ -247,6 +252,9 @@ class Session:
         while self.events:
             records.append(self.events.popleft())
         records.extend(self._collective_records())
+        if self.loaders is not None and not is_off("loader workers"):
+            with guard("loader workers"):
+                records.extend(self.loaders.take(self.tracker.roles()))
         if self.recorder is not None:
             records.extend(self.recorder.new_faults())
         device = self.tracker.device

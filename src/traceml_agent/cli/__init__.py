@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from traceml_agent.cli import config, doctor, export, fold, run, runs, view
+from traceml_agent.cli import config, doctor, explain, export, fold, run, runs, view
 from traceml_agent.cli.command import Command
 from traceml_agent.errors import TracemlError
 from traceml_agent.version import __version__
@@ -14,6 +14,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: tuple[Command, ...] = (
     view.COMMAND,
+    explain.COMMAND,
     runs.COMMAND,
     fold.COMMAND,
     export.COMMAND,

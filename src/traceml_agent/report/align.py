@@ -65,7 +65,7 @@ def align(
     if not steps:
         return None
     chosen = [
-        {name: None if c is None else _at(c, own, steps) for name, c in columns.items()}
+        {name: None if c is None else at_steps(c, own, steps) for name, c in columns.items()}
         for own, columns in read
     ]
     rows: dict[str, Rows | None] = {}
@@ -138,7 +138,7 @@ def _common_steps(of_ranks: list[Sequence[int]], first: int, last: int) -> list[
     return inside
 
 
-def _at(column: Column, own: Sequence[int], steps: Sequence[int]) -> Column:
+def at_steps(column: Column, own: Sequence[int], steps: Sequence[int]) -> Column:
     """The values of a column at these steps, all of which the rank has."""
     if len(own) == own[-1] - own[0] + 1 and len(steps) == steps[-1] - steps[0] + 1:
         start = steps[0] - own[0]

@@ -52,7 +52,7 @@ def chance_of(rows: Sequence[Sequence[int]]) -> float:
     twice = [list(values) * 2 for values in zip(*blocks, strict=True)]
     total = _totals(twice)
     for _ in range(turns):
-        reached += lowest_gap(total([random.randrange(ranks) for _ in range(count)])) >= observed
+        reached += lowest_gap(total(random.choices(range(ranks), k=count))) >= observed
     return (1 + reached) / (1 + turns)
 
 
@@ -67,11 +67,11 @@ def _totals(twice: list[list[int]]) -> Callable[[list[int]], Sequence[int]]:
     ranks = len(twice[0]) // 2
     numpy = numpy_for(ranks, NUMPY_FROM_RANKS)
     if numpy is not None:
-        grid, at = numpy.asarray(twice, dtype=numpy.int64), numpy.arange(ranks)
+        grid = numpy.asarray(twice, dtype=numpy.int64)
 
         def of_arrays(shifts: list[int]) -> Sequence[int]:
-            where = numpy.asarray(shifts)[:, None] + at
-            summed: list[int] = numpy.take_along_axis(grid, where, axis=1).sum(axis=0).tolist()
+            parts = (row[shift : shift + ranks] for row, shift in zip(grid, shifts, strict=True))
+            summed: list[int] = sum(parts).tolist()
             return summed
 
         return of_arrays

@@ -7,11 +7,13 @@ than a step, the bounds cross, and the offset stays unknown. Only the time line 
 duration does.
 """
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from traceml_agent.report.membership import Attempt, Life, anchors_of, machine_of
 from traceml_agent.report.series import RankSeries
-from traceml_agent.report.stats import median
+from traceml_agent.report.stats import Column, middle, subtracted, sum_columns
 
 LEAST_STEPS = 20
 """Common steps below which nothing is estimated. Source: as for all that is said to be certain."""
@@ -56,20 +58,31 @@ def clocks_of(attempt: Attempt, series: dict[int, RankSeries]) -> list[Clock]:
 
 def _offset(one: RankSeries, other: RankSeries) -> tuple[int | None, int | None, int]:
     """Of the other clock against the first one, its error, and the number of common steps."""
-    position = {step: at for at, step in enumerate(one.steps)}
-    common = [(position[step], at) for at, step in enumerate(other.steps) if step in position]
-    stride = -(-len(common) // MOST_STEPS) if common else 1
-    pairs = common[::stride]
-    if len(common) < LEAST_STEPS:
-        return None, None, len(common)
-    low = max(other.start_ns[b] - one.start_ns[a] - one.duration_ns[a] for a, b in pairs)
-    high = min(other.start_ns[b] + other.duration_ns[b] - one.start_ns[a] for a, b in pairs)
+    at, at_other = _common(one.steps, other.steps)
+    if len(at) < LEAST_STEPS:
+        return None, None, len(at)
+    begins, ends = _times(one, at)
+    other_begins, other_ends = _times(other, at_other)
+    low = max(subtracted(other_begins, ends))
+    high = min(subtracted(other_ends, begins))
     if low > high:
-        return None, None, len(common)
-    ends = [
-        other.start_ns[b] + other.duration_ns[b] - one.start_ns[a] - one.duration_ns[a]
-        for a, b in pairs
-    ]
-    middle = median(ends)
-    estimate = min(high, max(low, int(middle or 0)))
-    return estimate, max(estimate - low, high - estimate), len(common)
+        return None, None, len(at)
+    estimate = min(high, max(low, int(middle(subtracted(other_ends, ends)) or 0)))
+    return estimate, max(estimate - low, high - estimate), len(at)
+
+
+def _common(steps: Sequence[int], others: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """Where the steps that are in both stand in each."""
+    if steps == others:
+        return range(len(steps)), range(len(steps))
+    position = {step: at for at, step in enumerate(steps)}
+    pairs = [(position[step], at) for at, step in enumerate(others) if step in position]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _times(series: RankSeries, at: Sequence[int]) -> tuple[Column, Column]:
+    """Begins and ends of these steps, of every n-th where they are many."""
+    chosen = at[:: -(-len(at) // MOST_STEPS)]
+    begins = array("q", [series.start_ns[index] for index in chosen])
+    durations = array("q", [series.duration_ns[index] for index in chosen])
+    return begins, sum_columns([begins, durations])

@@ -5,13 +5,20 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
+from traceml_agent.report import costing, findings
+from traceml_agent.report.diagnose.causes import explained as explained_residual
 from traceml_agent.report.diagnose.communication import explained
+from traceml_agent.report.diagnose.input_pipeline import explained as explained_input
 from traceml_agent.report.diagnose.primary import primary_diagnosis
+from traceml_agent.report.next_limit import with_next_limit
 from traceml_agent.report.parts import one_line
 from traceml_agent.report.sections import (
+    causes,
     communication,
     goodput,
     hangs,
+    hotspots,
+    input_pipeline,
     ledger,
     process,
     run,
@@ -19,9 +26,10 @@ from traceml_agent.report.sections import (
     step_time,
     system,
 )
+from traceml_agent.report.sections.ranks import compare
 from traceml_agent.report.sections.shape import Window, mode_of, nodes_of, wall_s
 from traceml_agent.report.view import RankView, RunView
-from traceml_agent.schema.records import STRATEGY_EVENT
+from traceml_agent.schema.records import FACT_EVENTS
 from traceml_agent.schema.summary import FORMAT_VERSION, SUMMARY_SCHEMA
 from traceml_agent.version import __version__
 
@@ -33,17 +41,30 @@ _EVENT_FIELDS = ("rank", "name", "step", "duration_ms")
 def payload_of(view: RunView) -> dict[str, Any]:
     """All of final_summary.json but its text."""
     window = step_time.analysis_window(view)
+    compared = compare(view, window, step_time.is_on_device(view))
     sections = {
         "system": system.build(view, window),
         "process": process.build(view, window),
-        "step_time": step_time.build(view, window),
+        "step_time": step_time.build(view, window, compared),
         "step_memory": step_memory.build(view, window),
     }
+    lines = hotspots.build(view, window)
+    sections["step_time"] = hotspots.with_lines(sections["step_time"], lines)
     primary = primary_diagnosis(sections["step_time"], sections["system"], sections["step_memory"])
     talk = communication.build(view, window)
+    read = causes.read_causes(view, window)
+    lost = causes.build(view, window, read)
     primary = explained(primary, talk, sections["step_time"]["global"]["average"])
+    loaders = input_pipeline.build(view, window)
+    losses = [loss for found in read for loss in found.losses]
+    costing.fill(view, window, compared, losses, [*sections.values(), talk, lost, loaders])
+    primary = explained_input(primary, loaders["issues"])
+    primary = explained_residual(primary, lost["issues"])
+    typical = sections["step_time"].get("distribution") or {}
+    primary = with_next_limit(primary, typical, loaders["loaders"])
+    sums = {id(rank.spool): rank.sums for rank in view.ranks}
     parts = {
-        id(life.spool): ledger.parts_of(life.spool)
+        id(life.spool): ledger.parts_of(life.spool, sums.get(id(life.spool)))
         for attempt in view.members.attempts
         for life in attempt.lives.values()
     }
@@ -51,13 +72,20 @@ def payload_of(view: RunView) -> dict[str, Any]:
     whole = goodput.build(view.members.attempts, parts, view.attempt_statuses)
     issues = [{"section": "run", **issue.to_json()} for issue in run.issues_of(view, whole)] + [
         {"section": name, **issue}
-        for name, built in {**sections, "communication": talk}.items()
+        for name, built in {
+            **sections,
+            "communication": talk,
+            "input_pipeline": loaders,
+            "causes": lost,
+        }.items()
         for issue in built["issues"]
         if issue["severity"] != "info"
     ]
     stalls = hangs.build(view, view.attempt_statuses[-1], max(entry["wall_s"] for entry in ledgers))
     primary = stalls.primary or primary
     issues += [{"section": hangs.SECTION, **i} for i in stalls.issues if i["severity"] != "info"]
+    found = findings.ranked(issues)
+    primary["finding"] = findings.behind(primary, found)
     return {
         "schema_version": FORMAT_VERSION,
         "generated_at": datetime.now(timezone.utc).isoformat(),
@@ -74,14 +102,15 @@ def payload_of(view: RunView) -> dict[str, Any]:
         "primary_diagnosis": primary,
         **sections,
         "communication": talk,
+        "causes": lost,
         "text": "",
         "traceml_agent": _about(view),
         "ledger": {"ranks": ledgers, "attempts": whole.attempts, "goodput": whole.goodput},
         "clocks": run.clocks(view),
-        "findings": issues,
+        "findings": found,
         "hangs": stalls.listed,
-        "hotspots": [],
-        "input_pipeline": {},
+        "hotspots": hotspots.listed(lines),
+        "input_pipeline": loaders,
         "events": _events(view),
         "provenance": _provenance(view),
         "metrics": {},
@@ -203,7 +232,7 @@ def _overhead(rank: RankView) -> dict[str, Any]:
         "activate_ms": cost.activate_ns / 1e6,
         "spool_bytes_per_step": cost.spool_bytes / cost.steps,
         "method": "the agent's own methods timed in the training for 50 steps of 1,000, the "
-        "patches around them by a measured ratio; plus the CPU time of the sampler thread, over "
+        "patches around them by a measured ratio; plus the CPU time of the sampler threads, over "
         "the time in steps",
     }
 
@@ -213,7 +242,7 @@ def _events(view: RunView) -> dict[str, Any]:
         (rank.rank, event)
         for rank in view.ranks
         for event in rank.spool.events
-        if event.name != STRATEGY_EVENT  # said once for the job, in step_time
+        if event.name not in FACT_EVENTS  # said elsewhere
     ]
     counts: dict[str, int] = {}
     for _, event in found:

@@ -1,16 +1,17 @@
 """RankSeries: the steps of one rank as columns, warm-up told apart from the steady state."""
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, chain
+from itertools import chain
 
 from traceml_agent.report.stats import (
     MAD_TO_SIGMA,
     median_abs_deviation,
     middle,
-    thinned,
+    running_sum,
     total,
 )
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
@@ -109,8 +110,13 @@ def _starts(batches: list[Steps]) -> Sequence[int]:
     """When each step began: where the one before ended, but for the first of a batch."""
     found = array("q")
     for batch in batches:
-        found.extend(accumulate(batch.duration_ns[:-1], initial=batch.start_ns))
+        found.extend(running_sum(batch.duration_ns[:-1], batch.start_ns))
     return found
+
+
+def steps_within(series: RankSeries, first: int, last: int) -> range:
+    """Where the steps with these numbers, both included, stand in the columns of a rank."""
+    return range(bisect_left(series.steps, first), bisect_right(series.steps, last))
 
 
 def warmup_steps(duration_ns: Sequence[int]) -> int:
@@ -118,7 +124,7 @@ def warmup_steps(duration_ns: Sequence[int]) -> int:
     if len(duration_ns) < WARMUP_LEAST_STEPS:
         return 0
     most = min(WARMUP_MOST_STEPS, int(len(duration_ns) * WARMUP_MOST_SHARE))
-    rest = thinned(duration_ns[most:])
+    rest = duration_ns[most:]
     center = middle(rest) or 0.0
     spread = MAD_TO_SIGMA * median_abs_deviation(rest, center)
     limit = max(center + WARMUP_SIGMAS * spread, center * WARMUP_RATIO)

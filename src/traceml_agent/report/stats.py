@@ -7,6 +7,7 @@ used only where a column is long enough to pay for that.
 import sys
 from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import sub
 from typing import Any, cast
 
@@ -72,6 +73,14 @@ def sum_columns(columns: Sequence[Column]) -> Column:
     return column_of(sum(numpy.asarray(column, dtype=numpy.int64) for column in columns))
 
 
+def running_sum(column: Column, initial: int) -> Column:
+    """`initial`, and what it is after each value is added."""
+    numpy = numpy_for(len(column))
+    if numpy is None:
+        return array("q", accumulate(column, initial=initial))
+    return column_of(numpy.cumsum(numpy.asarray((initial, *column), dtype=numpy.int64)))
+
+
 def differences(column: Column, other: Column) -> Column:
     """The first less the second, row by row, never below 0."""
     numpy = numpy_for(len(column))
@@ -91,9 +100,12 @@ def subtracted(column: Column, other: Column) -> Column:
     )
 
 
-def thinned(values: Sequence[int], most: int = 10_000) -> Sequence[int]:
-    """At most `most` values at equal distances: enough for a median and its spread."""
-    return values[:: -(-len(values) // most)] if len(values) > most else values
+def scaled(column: Column, factor: float) -> Column:
+    """Each value times the factor, rounded towards 0."""
+    numpy = numpy_for(len(column))
+    if numpy is None:
+        return [int(value * factor) for value in column]
+    return column_of(numpy.asarray(column, dtype=numpy.int64) * factor)
 
 
 def quantile(sorted_values: Sequence[float], q: float) -> float | None:

@@ -12,8 +12,9 @@ from traceml_agent.report.clocks import Clock, clocks_of
 from traceml_agent.report.killed import why_killed
 from traceml_agent.report.membership import Attempt, Members, members_of
 from traceml_agent.report.parts import one_line, readable_spools
-from traceml_agent.report.series import RankSeries, series_of
+from traceml_agent.report.series import RankSeries, series_of, totals
 from traceml_agent.report.stats import numpy_for
+from traceml_agent.schema.records import StepSums
 from traceml_agent.spool.format import ALIVE_SUFFIX
 from traceml_agent.spool.liveness import boot_id, is_held
 from traceml_agent.spool.reader import Spool, last_step
@@ -35,6 +36,7 @@ class RankView:
     rank: int
     spool: Spool
     series: RankSeries
+    sums: StepSums | None  # exact, over all steps
     status: str  # finished, failed, interrupted, terminated, killed, running
     exit_code: int | None
     exception: str | None
@@ -116,7 +118,7 @@ def _rank_view(rank: int, last: dict[int, Spool], own_spool: Path | None) -> Ran
     spool = last[rank]
     lives = spool.end is None and (spool.path == own_spool or is_alive(spool))
     ended = _how_it_ended(spool, list(last.values()), lives=lives)
-    return RankView(rank, spool, series_of(spool), *ended)
+    return RankView(rank, spool, series_of(spool), totals(spool), *ended)
 
 
 def _how_it_ended(

@@ -16,6 +16,7 @@ from traceml_agent.report.stats import (
     Column,
     differences,
     mean,
+    numpy_for,
     quantile,
     subtracted,
     total,
@@ -25,6 +26,8 @@ MODEL_ERROR_MOST = 0.10
 """Chosen: where the largest own work of each step adds up to 10 % more or less than the steps did,
 ranks do not meet once a step, and the model says nothing."""
 CONFIDENCE = 0.95
+NORMAL = 1.96
+"""Standard errors on each side of a mean that hold 95 %."""
 RESAMPLES = 500
 BLOCK_STEPS = 20
 BLOCKS_LEAST = 8
@@ -96,7 +99,7 @@ def excess(own: OwnWork, rank: int) -> Column:
 def _interval(values: Sequence[int]) -> tuple[float, float]:
     """Bounds of the mean of a column: moving-block bootstrap."""
     count = len(values)
-    length = _block(values)
+    length = block_length(values)
     sums = [0, *accumulate(values)]
     blocks = -(-count // length)
     starts = count - length + 1
@@ -110,19 +113,42 @@ def _interval(values: Sequence[int]) -> tuple[float, float]:
     return quantile(found, tail) or 0.0, quantile(found, 1 - tail) or 0.0
 
 
-def _block(values: Sequence[int]) -> int:
+def mean_interval(values: Sequence[int]) -> tuple[float, float]:
+    """Bounds of the mean of a column from the means of its blocks: quick, for many columns.
+
+    Source: batch means, Law and Kelton; normal, since there are 8 to 200 blocks.
+    """
+    count = len(values)
+    length = block_length(values)
+    blocks = max(1, count // length)
+    center = total(values) / count
+    if blocks < 2:
+        return center, center
+    means = [total(values[i * length : (i + 1) * length]) / length for i in range(blocks)]
+    middle = sum(means) / blocks
+    spread = sum((value - middle) ** 2 for value in means) / (blocks - 1)
+    error = NORMAL * (spread / blocks) ** 0.5
+    return center - error, center + error
+
+
+def block_length(values: Sequence[int]) -> int:
     """Steps of a block."""
     count = len(values)
     most = max(1, count // BLOCKS_LEAST)
-    length = BLOCK_STEPS
+    length = max(BLOCK_STEPS, -(-count // BLOCKS_MOST))
     while length < most and _correlation(values, length) > CORRELATED:
         length *= 2
-    return min(most, max(length, -(-count // BLOCKS_MOST)))
+    return min(most, length)
 
 
 def _correlation(values: Sequence[int], lag: int) -> float:
     """How a column correlates with itself so many steps later."""
     center = mean(values) or 0.0
+    numpy = numpy_for(len(values))
+    if numpy is not None:
+        apart = numpy.asarray(values, dtype=numpy.float64) - center
+        squares = float((apart * apart).sum())
+        return float((apart[:-lag] * apart[lag:]).sum()) / squares if squares else 0.0
     spread = sum((value - center) ** 2 for value in values)
     if not spread:
         return 0.0

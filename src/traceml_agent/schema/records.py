@@ -7,10 +7,14 @@ turns them into wall time. None is "not measured" and is left out of the line; 0
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, get_args
 
+from traceml_agent.schema.causes import GcTotals, Sched
 from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.digests import Covered, Samples, Sketch
+from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
+from traceml_agent.schema.retained import Retained
+from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 
 SPOOL_SCHEMA = "traceml-spool/1"
@@ -59,6 +63,7 @@ class Header:
     tracers: tuple[str, ...] | None = None  # those that cost time at each call or line of Python
     spool_path: str | None = None  # where the spool lies if this file is the digest of it,
     run_dir: str | None = None  # and the run directory that it belongs to
+    cost_per_hour: float | None = None  # price of this rank, in the currency of the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +145,7 @@ class DeviceMemory:
     alloc_retries: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it takes four times as long to make
 class ProcessSample:
     """The training process. Counters are cumulative since the process started."""
 
@@ -160,7 +165,7 @@ class ProcessSample:
     devices: list[DeviceMemory] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it takes four times as long to make
 class HostSample:
     """The machine, or the container the process lives in. One process a node writes these."""
 
@@ -181,7 +186,7 @@ class HostSample:
     pressure_io_percent: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it takes four times as long to make
 class GpuSample:
     """One GPU, from NVML. Any field is None where NVML could not say; `reasons` says why."""
 
@@ -212,10 +217,23 @@ class GpuSample:
     energy_mj: int | None = None
     processes: list[int] | None = None  # pids with a compute context
     reasons: dict[str, str] = field(default_factory=dict)  # field -> why it is None
+    xids: list[int] | None = None  # errors that the driver reported since the last sample
 
 
 STRATEGY_EVENT = "strategy"
 """Name of the event that says how ranks train together; `detail.strategy`: ddp, fsdp, fsdp2."""
+THREADS_EVENT = "threads"
+"""Of the one that says how many threads torch computes with; `detail.torch`."""
+COMPILED_EVENT = "compiled"
+"""What Dynamo says of a compilation, by its id: function, place, and why it was made again."""
+GRAPH_BREAKS_EVENT = "graph_breaks"
+"""How many there were so far; a later one wins."""
+FLOPS_EVENT = "flops"
+"""Name of the event with the operations of one step: `detail.flops`, `forward_flops`, `dtype`."""
+FACT_EVENTS = frozenset(
+    (STRATEGY_EVENT, THREADS_EVENT, COMPILED_EVENT, GRAPH_BREAKS_EVENT, FLOPS_EVENT)
+)
+"""Events that are facts: nothing took time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +268,7 @@ class Overhead:
     monotonic_ns: int
     steps: int
     hot_path_ns: int | None  # estimated from audited steps
-    thread_cpu_ns: int  # CPU time of the sampler thread
+    thread_cpu_ns: int  # CPU time of the sampler threads
     activate_ns: int
     spool_bytes: int
 
@@ -287,9 +305,16 @@ Record = (
     | Collectives
     | Arrivals
     | DdpTimes
+    | GcTotals
+    | Sched
     | Event
     | Stall
     | ProcessGroups
+    | Loader
+    | WorkerBatches
+    | WorkerStacks
+    | Stacks
+    | Retained
     | Fault
     | Overhead
     | End
@@ -298,29 +323,4 @@ Record = (
     | Covered
 )
 
-RECORD_TYPES: dict[str, type[Record]] = {
-    record.kind: record
-    for record in (
-        Header,
-        Patches,
-        Steps,
-        DeviceSteps,
-        StepSums,
-        Outside,
-        ProcessSample,
-        HostSample,
-        GpuSample,
-        Collectives,
-        Arrivals,
-        DdpTimes,
-        Event,
-        Stall,
-        ProcessGroups,
-        Fault,
-        Overhead,
-        End,
-        Samples,
-        Sketch,
-        Covered,
-    )
-}
+RECORD_TYPES: dict[str, type[Record]] = {record.kind: record for record in get_args(Record)}

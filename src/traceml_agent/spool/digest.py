@@ -21,10 +21,12 @@ from zlib import crc32
 
 from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.records import DeviceSteps, Header, Outside, Patches, Record, Steps
+from traceml_agent.spool.account import causes_of
 from traceml_agent.spool.call_sums import joined, newest_calls
 from traceml_agent.spool.compact import compact
 from traceml_agent.spool.digested import TAIL_BYTES, packed_parts, read_spool
 from traceml_agent.spool.format import DIGEST_SUFFIX, RING_SUFFIX, columns_of, encode
+from traceml_agent.spool.loader_batches import loader_records
 from traceml_agent.spool.reader import Spool, keep_lines
 from traceml_agent.spool.rundir import SPOOLS_ON_NODE, why_unsafe
 from traceml_agent.spool.sketch import added, counted
@@ -257,12 +259,10 @@ def records_of(spool: Spool) -> list[Record]:
         if samples:
             found.append(Samples(samples[0].kind, len(samples), columns_of(samples)))
     found += [*joined(spool.collectives), *spool.arrivals, *spool.ddp.values()]
-    found += [*spool.events, *spool.stalls, *spool.process_groups, *spool.faults]
-    if spool.overhead is not None:
-        found.append(spool.overhead)
-    if spool.end is not None:
-        found.append(spool.end)
-    return found
+    found += [*causes_of(spool), *spool.stalls, *spool.process_groups, *spool.faults]
+    found += [*loader_records(spool), *spool.retained]
+    last = (spool.stacks, spool.overhead, spool.end)
+    return found + [record for record in last if record is not None]
 
 
 def sum_up(spool: Spool) -> int:

@@ -8,10 +8,13 @@ that are no records.
 from bisect import bisect_right
 from typing import Any
 
+from traceml_agent.schema.causes import GcTotals, Sched
 from traceml_agent.schema.collectives import Arrivals, Collectives
 from traceml_agent.schema.digests import Samples, Sketch
+from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
+from traceml_agent.schema.stacks import Stacks
 from traceml_agent.spool.format import BadRecord
 
 LAST_STEP = 1 << 36
@@ -29,6 +32,10 @@ LAST_BUCKET = 2100
 LEAST = 1e-12
 """Of a number that is not 0. Chosen: no division by it leaves the range of a float."""
 
+MOST_GENERATIONS = 8
+"""Of the garbage collector. Source: CPython has three."""
+MOST_WORKERS, MOST_PREFETCH = 1 << 12, 1 << 16
+"""Of a loader. Chosen: more than any machine has cores, and than any has memory for."""
 MOST_PART = 2
 """Of a call of a collective: see Collectives."""
 
@@ -54,6 +61,18 @@ def check(record: Record) -> None:
             problem = _problem_of_calls(record)
         elif problem is None and isinstance(record, Arrivals):
             problem = _problem_of_arrivals(record)
+        elif problem is None and isinstance(record, Loader):
+            problem = _problem_of_loader(record)
+        elif problem is None and isinstance(record, WorkerBatches):
+            problem = _problem_of_worker_batches(record)
+        elif problem is None and isinstance(record, WorkerStacks):
+            problem = _problem_of_worker_stacks(record)
+        elif problem is None and isinstance(record, Stacks):
+            problem = _problem_of_stacks(record)
+        elif problem is None and isinstance(record, Sched):
+            problem = _problem_of_intervals(record)
+        elif problem is None and isinstance(record, GcTotals):
+            problem = _problem_of_collections(record)
     if problem is not None:
         raise BadRecord(f"{record.kind}: {problem}")
 
@@ -178,6 +197,64 @@ def _problem_of_arrivals(arrivals: Arrivals) -> str | None:
         return "a column of another length"
     if max(arrivals.key, default=-1) >= len(arrivals.keys):
         return "a call of no operation"
+    return None
+
+
+def _problem_of_loader(found: Loader) -> str | None:
+    if found.workers > MOST_WORKERS or (found.prefetch or 0) > MOST_PREFETCH:
+        return "a number that cannot be"
+    times = (found.start_ns, found.first_wait_ns, found.wait_ns, found.made_wait_ns,
+             found.transfer_ns, *(sums.fetch_ns for sums in found.sums or ()))  # fmt: skip
+    return "a time that cannot be" if sum(times) > LONGEST_NS else None
+
+
+def _problem_of_worker_batches(found: WorkerBatches) -> str | None:
+    columns: tuple[list[Any], ...] = (found.batch, found.worker, found.begun_ns, found.fetch_ns,
+                                      found.collate_ns, found.cpu_ns, found.asked_ns,
+                                      found.wait_ns)  # fmt: skip
+    if any(len(column) != len(found.epoch) for column in columns):
+        return "a column of another length"
+    times = sum(found.fetch_ns) + sum(wait or 0 for wait in found.wait_ns)
+    return "a time that cannot be" if times > LONGEST_NS else None
+
+
+def _problem_of_worker_stacks(found: WorkerStacks) -> str | None:
+    lines = (number for row in found.rows for number in row.lines)
+    if max(lines, default=-1) >= len(found.lines):
+        return "a stack of no line"
+    samples = sum(row.samples for row in found.rows)
+    return "a count that cannot be" if samples > found.samples else None
+
+
+def _problem_of_stacks(stacks: Stacks) -> str | None:
+    if any(line >= len(stacks.lines) for row in stacks.rows for line in row.lines):
+        return "a stack of no line"
+    if any(row.late > row.samples for row in stacks.rows):
+        return "a count that cannot be"
+    times = sum(row.weight_ns for row in stacks.rows) + sum(stacks.other.values())
+    counts = sum(row.samples for row in stacks.rows) + sum(stacks.other_samples.values())
+    if times != stacks.weight_ns or times > LONGEST_NS:
+        return "a time that cannot be"
+    return None if counts == stacks.samples else "a count that cannot be"
+
+
+def _problem_of_intervals(sched: Sched) -> str | None:
+    columns = (sched.run_ns, sched.delay_ns, sched.throttled_ns, sched.others_run_ns,
+               sched.probes, sched.probe_wait_ns)  # fmt: skip
+    if any(column is not None and len(column) != len(sched.duration_ns) for column in columns):
+        return "a column of another length"
+    sums = [sum(column) for column in (sched.duration_ns, *columns) if column is not None]
+    if max(sums) > LONGEST_NS or sched.start_ns > LAST_NS:
+        return "a time that cannot be"
+    return None
+
+
+def _problem_of_collections(found: GcTotals) -> str | None:
+    if max(len(found.count), len(found.duration_ns)) > MOST_GENERATIONS:
+        return "generations that cannot be"
+    times = (*found.duration_ns, found.noted_ns, found.other_ns)
+    if max(times) > LONGEST_NS:
+        return "a time that cannot be"
     return None
 
 

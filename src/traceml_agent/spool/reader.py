@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from traceml_agent.errors import NewerSchema, TracemlError
+from traceml_agent.schema.causes import GcTotals, Sched
 from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.digests import Samples, Sketch
+from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     SPOOL_SCHEMA,
@@ -28,6 +30,8 @@ from traceml_agent.schema.records import (
     Steps,
     StepSums,
 )
+from traceml_agent.schema.retained import Retained
+from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 from traceml_agent.spool.format import (
     RING_SUFFIX,
@@ -67,9 +71,16 @@ class Spool:
     collectives: list[Collectives] = field(default_factory=list)
     arrivals: list[Arrivals] = field(default_factory=list)
     ddp: dict[int, DdpTimes] = field(default_factory=dict)  # by model
+    gc: GcTotals | None = None
+    sched: list[Sched] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     stalls: list[Stall] = field(default_factory=list)
     process_groups: list[ProcessGroups] = field(default_factory=list)
+    loaders: dict[int, Loader] = field(default_factory=dict)  # by number
+    worker_batches: list[WorkerBatches] = field(default_factory=list)
+    worker_stacks: dict[int, WorkerStacks] = field(default_factory=dict)  # by loader
+    stacks: Stacks | None = None
+    retained: list[Retained] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
@@ -170,12 +181,26 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.arrivals.append(record)
     elif isinstance(record, DdpTimes):
         spool.ddp[record.model] = record
+    elif isinstance(record, GcTotals):
+        spool.gc = record
+    elif isinstance(record, Sched):
+        spool.sched.append(record)
     elif isinstance(record, Event):
         spool.events.append(record)
     elif isinstance(record, Stall):
         spool.stalls.append(record)
     elif isinstance(record, ProcessGroups):
         spool.process_groups.append(record)
+    elif isinstance(record, Loader):
+        spool.loaders[record.loader] = record
+    elif isinstance(record, WorkerBatches):
+        spool.worker_batches.append(record)
+    elif isinstance(record, WorkerStacks):
+        spool.worker_stacks[record.loader] = record
+    elif isinstance(record, Stacks):
+        spool.stacks = record
+    elif isinstance(record, Retained):
+        spool.retained.append(record)
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

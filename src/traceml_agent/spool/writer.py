@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traceml_agent.schema.collectives import Collectives
+from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.records import Event, GpuSample, HostSample, ProcessSample, Record, Steps
 from traceml_agent.schema.records import StepSums as Sums
 from traceml_agent.spool.call_sums import without_calls
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 THIN_WAIT_S = 1.0
 """How long the thinning waits for the digest, in which a disk may hang. Chosen: as exits wait."""
+_OF_LOADERS = (Loader, WorkerBatches, WorkerStacks)
 THINNED_PART = 0.75
 """Thinning touches the oldest three quarters of a spool: the newest steps stay whole."""
 
@@ -144,6 +146,8 @@ def thin_lines(lines: list[bytes]) -> Thinned:
                 b'{"kind":"g',
                 b'{"kind":"ev',
                 b'{"kind":"co',
+                b'{"kind":"w',
+                b'{"kind":"lo',
             )
         ):
             result.lines.append(line)
@@ -153,7 +157,8 @@ def thin_lines(lines: list[bytes]) -> Thinned:
         except BadRecord:
             continue
         if not isinstance(
-            record, (Steps, Sums, ProcessSample, HostSample, GpuSample, Event, Collectives)
+            record,
+            (Steps, Sums, ProcessSample, HostSample, GpuSample, Event, Collectives, *_OF_LOADERS),
         ):
             result.lines.append(line)
             continue

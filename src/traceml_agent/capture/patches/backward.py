@@ -6,6 +6,7 @@ from typing import Any
 
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
+from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
 from traceml_agent.schema.phases import BACKWARD, OPTIMIZER
 
@@ -13,7 +14,10 @@ from traceml_agent.schema.phases import BACKWARD, OPTIMIZER
 def install(torch: Any) -> str:
     """Patches `torch.autograd.backward` and `torch.autograd.grad`."""
     autograd, is_compiling = torch.autograd, compiling_test(torch)
-    autograd.backward = _backward(autograd.backward, is_compiling)
+    count = counting(torch)
+    plain = autograd.backward
+    inner = plain if count is None else counted(plain, count, in_forward=False)
+    autograd.backward = _backward(inner, is_compiling)
     autograd.grad = _grad(autograd.grad, is_compiling)
     return "active"
 

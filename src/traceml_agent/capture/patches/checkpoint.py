@@ -4,6 +4,7 @@ What is restored before the first step is noted too, as evidence of where an att
 """
 
 import inspect
+import os
 import sys
 import time
 from _thread import get_ident
@@ -13,6 +14,7 @@ from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.resume import caller_of_patch, note_load, optimizer_step
 from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.user_code import user_line
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT
 
@@ -50,7 +52,9 @@ def _save(original: Any, call_name: str) -> Any:
         if tracker.phase != NONE or get_ident() != tracker.owner:
             return original(*args, **kwargs)
         caller = sys._getframe(1)
-        where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        place: str | None = f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}"
+        with guard("line of a checkpoint"):
+            place = user_line(caller) or place
         del caller
         previous = tracker.enter(CHECKPOINT)
         failed = 1
@@ -63,7 +67,7 @@ def _save(original: Any, call_name: str) -> Any:
             raise
         finally:
             elapsed = tracker.leave(previous)
-            detail: dict[str, str | int | float | None] = {"call": call_name, "at": where}
+            detail: dict[str, str | int | float | None] = {"call": call_name, "at": place}
             if failed:
                 detail["failed"] = 1
             detail["steps_done"] = tracker.steps_done()

@@ -4,6 +4,7 @@ from _thread import get_ident
 from collections.abc import Mapping
 from typing import Any
 
+from traceml_agent.capture.loaders import LoaderWatch
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
@@ -11,6 +12,10 @@ from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import or_none
 from traceml_agent.schema.phases import INPUT_WAIT, OPTIMIZER
 
+TOKENS_EVERY = 16
+"""Batches of which one is looked at for tokens. Chosen: it takes 1 us, and batches are alike."""
+LEAST_LENGTH = 8
+"""Of a sequence. Chosen: shorter rows of integers are more often columns of a table."""
 NESTING_LIMIT = 4
 """Chosen: a batch of pairs of dictionaries of lists is still seen; a cycle ends here."""
 
@@ -18,6 +23,7 @@ NESTING_LIMIT = 4
 def install(torch: Any) -> str:
     """Patches the base of all DataLoader iterators, and the creation of an iterator."""
     module = torch.utils.data.dataloader
+    SESSION.loaders = LoaderWatch()
     _patch_next(module._BaseDataLoaderIter)
     _patch_get_iterator(module.DataLoader)
     return "active"
@@ -27,6 +33,7 @@ def _patch_next(iterator_class: Any) -> None:
     tracker, gate = SESSION.tracker, SESSION.gates["dataloader"]
     original = iterator_class.__next__
     count_running = running_updates()
+    live = SESSION.loaders.live
 
     def __next__(self: Any) -> Any:
         phase = tracker.phase
@@ -47,6 +54,7 @@ def _patch_next(iterator_class: Any) -> None:
             return batch
         sampler = self._index_sampler
         tracker.begin_fetch(id(sampler))
+        asked = tracker.since
         try:
             batch = original(self)
         except BaseException as error:
@@ -54,6 +62,9 @@ def _patch_next(iterator_class: Any) -> None:
             hide_frame(error)
             raise
         tracker.end_fetch(samples_in(batch, sampler) if self._auto_collation else None)
+        iteration = live.get(id(self))
+        if iteration is not None:
+            note_ask(self, iteration, asked, tracker.since, batch)
         return batch
 
     iterator_class.__next__ = like(__next__, original)
@@ -97,6 +108,34 @@ def samples_in(batch: Any, sampler: Any) -> int | None:
             return leading if depth <= 1 or leading == sampler.batch_size else None
         elif isinstance(item, Mapping):
             item = next(iter(item.values()))
+        else:
+            return None
+    return None
+
+
+@or_none  # an iterator of another shape than torch's keeps to itself
+def note_ask(iterator: Any, iteration: Any, asked: int, came: int, batch: Any) -> None:
+    """Keeps when a batch was asked for and came, for the agent's thread."""
+    number = iterator._rcvd_idx if iteration.has_workers else iterator._num_yielded
+    iteration.asks.append((iteration.epoch, number - 1, asked, came))
+    if number % TOKENS_EVERY == 1:
+        iteration.tokens.append(tokens_in(batch))
+
+
+@or_none
+def tokens_in(batch: Any) -> int | None:
+    """Number of integers in the first tensor of a batch if it holds sequences of them (batch x
+    length), padding included; None where it does not."""
+    item = batch
+    for _ in range(NESTING_LIMIT):
+        if isinstance(item, (list, tuple)):
+            item = item[0]
+        elif (shape := getattr(item, "shape", None)) is not None:
+            is_integer = str(item.dtype) in ("torch.int64", "torch.int32")
+            is_sequence = is_integer and len(shape) == 2 and int(shape[1]) >= LEAST_LENGTH
+            return int(shape[0]) * int(shape[1]) if is_sequence else None
+        elif isinstance(item, Mapping):
+            item = item["input_ids"] if "input_ids" in item else next(iter(item.values()))
         else:
             return None
     return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
+from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
 from traceml_agent.schema.phases import EVAL, FORWARD, OPTIMIZER
 
@@ -86,14 +87,17 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
     is_compiling = compiling_test(torch)
     is_grad_enabled = torch.is_grad_enabled
     module_class = discovery.module_class
-    original = discovery.original
+    original = plain = discovery.original
+    count = counting(torch)
+    if count is not None:
+        original = counted(plain, count, in_forward=True)
 
     def _wrapped_call_impl(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_compiling():
-            return original(self, *args, **kwargs)
+            return plain(self, *args, **kwargs)
         # On a narrowed type, torch's own tools (fx) may have patched `Module.__call__` meanwhile.
         call = module_class.__call__
-        if call is wrapper:
+        if call is plain or call is wrapper:
             call = original
         phase = tracker.phase
         if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
@@ -103,7 +107,7 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
         if not is_grad_enabled():
             previous = tracker.enter(EVAL)
             try:
-                result = call(self, *args, **kwargs)
+                result = (plain if call is original else call)(self, *args, **kwargs)
             except BaseException as error:
                 tracker.end_eval(previous)
                 hide_frame(error)
@@ -120,7 +124,7 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
         tracker.end_forward(previous, self.training)
         return result
 
-    wrapper = like(_wrapped_call_impl, original)
+    wrapper = like(_wrapped_call_impl, plain)
     return wrapper
 
 

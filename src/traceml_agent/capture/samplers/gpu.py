@@ -17,6 +17,9 @@ SILENT_LIMIT = 10
 """Samples in a row in which no GPU gave any value, after which NVML is closed. Chosen: a hiccup of
 the driver is over by then; what is silent for longer stays so until the process ends."""
 
+MOST_XIDS = 32
+"""Taken with one sample. Chosen: a device in trouble repeats itself."""
+
 _WAYS = {
     "uuid": ("nvmlDeviceGetUUID",),
     "name": ("nvmlDeviceGetName",),
@@ -69,6 +72,7 @@ class GpuSampler:
     def __init__(self) -> None:
         self._nvml: Any = None
         self._devices: list[_Device] = []
+        self._xids: _Xids | None = None
         self._tick = 0
         self._silent_samples = 0
 
@@ -88,6 +92,7 @@ class GpuSampler:
         if not count:
             return "NVML lists no GPU"
         self._devices = [_Device(pynvml, index) for index in range(count)]
+        self._xids = _Xids(pynvml, self._devices)
         return "active"
 
     def sample(self, monotonic_ns: int) -> list[GpuSample]:
@@ -95,6 +100,8 @@ class GpuSampler:
         with_pcie = self._tick % PCIE_EVERY == 0
         self._tick += 1
         samples = [device.sample(monotonic_ns, with_pcie) for device in self._devices]
+        if self._xids is not None:
+            self._xids.add_to(samples)
         answered = any(device.answered for device in self._devices)
         self._silent_samples = 0 if answered else self._silent_samples + 1
         return samples
@@ -108,6 +115,9 @@ class GpuSampler:
 
     def close(self) -> None:
         """Closes NVML."""
+        if self._xids is not None:
+            self._xids.close()
+            self._xids = None
         if self._nvml is not None:
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
@@ -126,9 +136,7 @@ class _Device:
         self._fresh: dict[str, str] = {}  # reasons that the samples do not hold yet
         self.told: dict[str, str] = {}
         self.answered = False
-        # Newer bindings raise this one, no NVMLError, where the driver lacks a function.
-        mismatch = getattr(nvml, "NVMLLibraryMismatchError", AttributeError)
-        self._misfits = (AttributeError, TypeError, mismatch)
+        self._misfits = _misfits_of(nvml)
 
     def sample(self, monotonic_ns: int, with_pcie: bool) -> GpuSample:
         """All values of this device now."""
@@ -213,6 +221,59 @@ class _Device:
                 return None
             self._static[field] = value
         return self._static[field]
+
+
+class _Xids:
+    """Errors that the driver reports of the devices: they wait in a queue until they are taken."""
+
+    def __init__(self, nvml: Any, devices: list[_Device]) -> None:
+        self._nvml = nvml
+        self._queue: Any = None
+        self._take: Any = None
+        self._watched: set[int] = set()
+        self._reasons: dict[int, str] = {}  # by device: why it is not watched; until it is told
+        self._errors = (nvml.NVMLError, *_misfits_of(nvml))
+        for index in range(len(devices)):
+            try:
+                self._watch(index)
+            except self._errors as error:
+                known = isinstance(error, nvml.NVMLError)
+                why = _words(nvml, error) if known else f"{_BINDINGS}: {error}"
+                self._reasons[index] = why[:_REASON_LENGTH]
+
+    def _watch(self, index: int) -> None:
+        nvml = self._nvml
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if self._queue is None:
+            self._take = nvml.nvmlEventSetWait_v2
+            self._queue = nvml.nvmlEventSetCreate()
+        nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, self._queue)
+        self._watched.add(index)
+
+    def add_to(self, samples: list[GpuSample]) -> None:
+        """Gives each sample the errors of its device since the last call."""
+        found: dict[int, list[int]] = {index: [] for index in self._watched}
+        with contextlib.suppress(*self._errors):  # one of them says that nothing waits
+            for _ in range(MOST_XIDS if found else 0):
+                event = self._take(self._queue, 0)
+                index = self._nvml.nvmlDeviceGetIndex(event.device)
+                found.setdefault(index, []).append(int(event.eventData))
+        for sample in samples:
+            sample.xids = found.get(sample.index)
+            if sample.index in self._reasons:
+                sample.reasons["xids"] = self._reasons.pop(sample.index)
+
+    def close(self) -> None:
+        """Frees the queue."""
+        if self._queue is not None:
+            with contextlib.suppress(*self._errors):
+                self._nvml.nvmlEventSetFree(self._queue)
+
+
+def _misfits_of(nvml: Any) -> tuple[type[Exception], ...]:
+    """What bindings raise, beside NVMLError, where they or the driver lack a function."""
+    mismatch = getattr(nvml, "NVMLLibraryMismatchError", AttributeError)
+    return AttributeError, TypeError, mismatch
 
 
 def _error_name(nvml: Any, error: Any) -> str:

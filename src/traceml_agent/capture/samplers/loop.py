@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from traceml_agent.capture.device import device_memory
+from traceml_agent.capture.frames import why_unsafe
 from traceml_agent.capture.recorder import Recorder
+from traceml_agent.capture.samplers.causes import CauseWatch
 from traceml_agent.capture.samplers.gpu import GpuSampler
 from traceml_agent.capture.samplers.host import HostSampler
 from traceml_agent.capture.samplers.process import ProcessSampler
+from traceml_agent.capture.samplers.retained import RetainedWatch
+from traceml_agent.capture.samplers.stacks import StackSampler
 from traceml_agent.capture.samplers.stall import PAUSE_NS, StallWatch
 from traceml_agent.guard import FAULT_LIMIT, guarded, is_off
 from traceml_agent.schema.records import GpuSample, Record
@@ -56,21 +60,27 @@ class SamplerLoop:
         self._thread = threading.Thread(target=self._run, name="traceml", daemon=True)
         self._trainer_id = _native_id(session.tracker.owner)
         self._samplers: list[_Sampler] = []
+        self._stacks: StackSampler | None = None
+        self._retained: RetainedWatch | None = None
         self._watch = StallWatch(session, recorder)
+        self._causes = CauseWatch(session, recorder)
 
     def start(self) -> None:
         """Starts the thread; called in the training thread."""
         with contextlib.suppress(RuntimeError):  # it began to wait for this step a moment ago
             self._thread.start()
+        guarded("start causes", self._causes.start)
 
     def start_waiting(self, since_ns: int) -> None:
         """The same before any step, called in another thread; at once if the first one came."""
         self._watch.wait_for_first(since_ns)
         with contextlib.suppress(RuntimeError):  # the training thread was first
             self._thread.start()
+        guarded("start causes", self._causes.start)
 
     def stop(self) -> None:
         """Ends sampling with a last sample; the thread stays for errands."""
+        guarded("stop causes", self._causes.stop)
         self._stop.set()
         if self._thread.is_alive():
             self._idle.wait(JOIN_S)
@@ -95,6 +105,8 @@ class SamplerLoop:
         self._open()
         self._sample_until_stopped()
         guarded("last sample", self._sample)
+        guarded("last stacks", self._close_stacks)
+        guarded("close retained", self._close_retained)
         for sampler in self._samplers:
             guarded(f"close {sampler.name}", sampler.close)
         self._idle.set()
@@ -116,7 +128,9 @@ class SamplerLoop:
             guarded("flush", self._recorder.drain)
             guarded("stall watch", lambda: self._watch.tick(time.perf_counter_ns()))
             guarded("digest", lambda: self._recorder.update_digest(config.digest_interval_s))
-            self._recorder.thread_cpu_ns = time.thread_time_ns()
+            guarded("write stacks", self._write_stacks)
+            guarded("retained", self._watch_retained)
+            self._note_cpu_time()
             timeout_s = min(config.flush_interval_s, max(0.01, next_sample - now))
             wake_at = time.perf_counter_ns() + int(timeout_s * 1e9)
             if self._stop.wait(timeout_s):
@@ -126,7 +140,8 @@ class SamplerLoop:
                 guarded("stall watch", lambda late=late_ns: self._watch.overslept(late))  # type: ignore[misc]
 
     def _open(self) -> None:
-        opens = [("process", self._open_process)]
+        opens = [("process", self._open_process), ("stacks", self._open_stacks)]
+        guarded("start retained", self._open_retained)
         if self._is_node_speaker:
             opens += [("host", self._open_host), ("gpu", self._open_gpu)]
         for name, open_sampler in opens:
@@ -138,6 +153,52 @@ class SamplerLoop:
         torch = self._session.torch
         process = ProcessSampler(self._trainer_id, lambda: device_memory(torch))
         self._add("process", lambda now: [process.sample(now, self._recorder.last_step)], process)
+
+    def _open_stacks(self) -> None:
+        hz = self._session.config.stack_hz
+        if not hz:
+            self._session.set_status("stacks", "TRACEML_STACK_HZ is 0")
+            return
+        if (reason := why_unsafe()) is not None:
+            self._session.set_status("stacks", reason)
+            return
+        guest = self._causes if self._causes.is_guest else None
+        self._stacks = StackSampler(self._session, hz, guest)
+        self._stacks.start()
+        self._session.set_status("stacks", "active")
+
+    def _open_retained(self) -> None:
+        if self._session.config.retained:
+            self._retained = RetainedWatch(self._session)
+            self._session.set_status("retained", "active")
+
+    def _watch_retained(self) -> None:
+        if self._retained is None:
+            return
+        found = self._retained.tick(time.perf_counter_ns(), self._recorder.last_step)
+        self._recorder.write([] if found is None else [found])
+        if self._retained.is_off is not None:
+            self._session.set_status("retained", self._retained.is_off)
+            self._retained = None
+
+    def _close_retained(self) -> None:
+        if self._retained is not None:
+            found = self._retained.close(time.perf_counter_ns(), self._recorder.last_step)
+            self._recorder.write([] if found is None else [found])
+
+    def _write_stacks(self) -> None:
+        if self._stacks is not None and (due := self._stacks.due()):
+            self._recorder.write([*due])
+
+    def _close_stacks(self) -> None:
+        if self._stacks is not None:
+            self._stacks.stop()
+            self._recorder.write([self._stacks.table()])
+            self._note_cpu_time()
+
+    def _note_cpu_time(self) -> None:
+        of_stacks = 0 if self._stacks is None else self._stacks.cpu_ns
+        self._recorder.thread_cpu_ns = time.thread_time_ns() + of_stacks
 
     def _open_host(self) -> None:
         host = HostSampler()

@@ -4,13 +4,12 @@ Read by the agent's thread from outside: no signal, no trace function, no lock o
 """
 
 import os
-import sys
 import threading
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
 
-from traceml_agent.guard import or_none
+from traceml_agent.capture.frames import current_frames
+from traceml_agent.capture.user_code import OWN, STANDARD, cell, is_library
 from traceml_agent.redact import own_secrets, printable, redact
 from traceml_agent.schema.stalls import ThreadStack
 
@@ -23,9 +22,6 @@ MOST_CHARACTERS = 64_000
 """Of all stacks together; the training thread comes first."""
 NAME_LIMIT = 200
 
-OWN = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) + os.sep
-_LIBRARY = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_STANDARD = os.path.dirname(os.__file__) + os.sep
 _DEBUGGERS = frozenset(("pdb.py", "bdb.py", "code.py"))
 _DEBUGGER_PARTS = ("pydevd", "debugpy", f"IPython{os.sep}core{os.sep}debugger")
 _PROMPT_PARTS = ("ipykernel", f"IPython{os.sep}terminal", "prompt_toolkit", "_pyrepl")
@@ -37,7 +33,7 @@ _SELECT = {"x86_64": ("23", "270"), "aarch64": ("72",)}
 
 def stacks_of_all_threads(training: int) -> tuple[list[ThreadStack], int]:
     """The stacks of all threads but the agent's, the training one first; how many are left out."""
-    frames = sys._current_frames()
+    frames = current_frames()
     frames.pop(threading.get_ident(), None)
     names = _threads()
     main = threading.main_thread().ident
@@ -57,9 +53,9 @@ def stacks_of_all_threads(training: int) -> tuple[list[ThreadStack], int]:
 
 def input_awaited(training: int) -> str | None:
     """What the training thread waits for if that is a person: "stdin", "debugger", "prompt"."""
-    frame = sys._current_frames().get(training)
+    frame = current_frames().get(training)
     library: list[str] = []
-    while frame is not None and _is_library(frame.f_code.co_filename):
+    while frame is not None and is_library(frame.f_code.co_filename):
         library.append(frame.f_code.co_filename)
         frame = frame.f_back
     if any(_is_debugger(file) for file in library):
@@ -105,27 +101,12 @@ class _Places:
 
     def _file(self, name: str) -> str:
         if name not in self._files:
-            self._files[name] = redact(_cell(name) or name, self.secrets)
+            self._files[name] = redact(cell(name) or name, self.secrets)
         return self._files[name]
 
 
-@or_none
-def _cell(file: str) -> str | None:
-    """`Cell In[3]` for code of a notebook, whose file name is a number; None for other files."""
-    notebook: Any = sys.modules.get("IPython")
-    if notebook is None or not ("ipykernel" in file or file.startswith("<ipython-input")):
-        return None
-    kind, name = notebook.get_ipython().compile.format_code_name(file)
-    return f"{kind} {name}"
-
-
-def _is_library(file: str) -> bool:
-    in_packages = any(part in file for part in _LIBRARY)
-    return in_packages or file.startswith((_STANDARD, "<frozen ", OWN))
-
-
 def _is_debugger(file: str) -> bool:
-    in_standard = file.startswith(_STANDARD) and os.path.basename(file) in _DEBUGGERS
+    in_standard = file.startswith(STANDARD) and os.path.basename(file) in _DEBUGGERS
     return in_standard or any(part in file for part in _DEBUGGER_PARTS)
 
 

@@ -27,6 +27,43 @@ a diagnosis by its label."""
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A line of the user's program."""
+
+    file: str  # as Python names it
+    line: int
+    function: str
+    code: str | None = None  # the text of the call or the line; None where it was not read
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a cause takes of the steps of the analysis window, and of the run."""
+
+    ms_per_step: float  # mean over the steps of the window
+    share: float  # of the time of these steps, 0 to 1
+    run_s: float | None  # in the whole run; None where only a part of it is known
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """The run without a cause: an interval, since causes overlap and measurements vary."""
+
+    step_ms: float  # mean step now
+    step_low_ms: float  # the step without the cause: least and most
+    step_high_ms: float
+    run_s: float | None  # the run now, from its first to its last step
+    run_low_s: float | None
+    run_high_s: float | None
+    method: str  # how it was computed, in a sentence
+    money_low: float | None = None  # what the run would cost less, of all ranks; None: no price
+    money_high: float | None = None
+    kwh_low: float | None = None  # what the GPUs would use less; None: power not measured
+    kwh_high: float | None = None
+    without: str = "it"  # what is gone, for a sentence: "without the wait for input"
+
+
+@dataclass(frozen=True, slots=True)
 class Issue:
     """A finding; a neutral state (NORMAL, BALANCED, NO_DATA) has the same shape."""
 
@@ -41,6 +78,10 @@ class Issue:
     skew_pct: float | None = None
     ranks: tuple[int, ...] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
+    confidence: str = "high"  # high: measured; medium: from samples or a model; low: a hint
+    place: Place | None = None
+    cost: Cost | None = None
+    saving: Saving | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The issue with its label for people."""

@@ -15,6 +15,9 @@ IMBALANCE_CRIT_PERCENT = 30.0
 IMBALANCE_LEAST_PERCENT = 30.0
 """Difference of peak device memory between ranks. Source: the same."""
 
+ALLOC_RETRIES_LEAST = 1
+"""Source: signals.md, "Allocator retry": any."""
+
 Figures = dict[str, float | int | None]
 
 
@@ -90,6 +93,23 @@ def _of_rank(rank: ProcessFigures) -> list[Issue]:
                 f"The allocator reserves {held / used:.1f} times what is allocated.",
                 "Fragmentation: try PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, and avoid "
                 "shapes that change from step to step.",
+            )
+        )
+    retries = rank.peak.get("alloc_retries")
+    if retries:
+        found.append(
+            _issue(
+                "ALLOCATOR_RETRIES",
+                "warn",
+                rank,
+                "alloc_retries",
+                "alloc_retries",
+                retries,
+                ALLOC_RETRIES_LEAST,
+                f"{retries:.0f} times an allocation on the device failed at first: torch waited "
+                "for the device and gave its cached memory back.",
+                "The device is full: reduce the batch; against fragmentation set "
+                "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
             )
         )
     rss = rank.peak.get("ram_percent")
@@ -172,7 +192,7 @@ def _issue(
         summary,
         action,
         metric=metric,
-        score=value / 100,
+        score=None if metric == "alloc_retries" else value / 100,
         ranks=(rank.rank,),
         evidence={
             evidence_name: value,

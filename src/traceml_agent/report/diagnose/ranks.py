@@ -8,11 +8,10 @@ step, the difference is beyond chance, and where no strategy was seen, a measure
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 
 from traceml_agent.report.align import Aligned, Rows, add_rows
 from traceml_agent.report.chance import chance_of
-from traceml_agent.report.stats import median, subtracted, total
+from traceml_agent.report.stats import middle, running_sum, subtracted, total
 from traceml_agent.schema.phases import COMPUTE_PHASES
 
 SCORE_WARN = 0.10
@@ -91,9 +90,9 @@ def keeps_step(aligned: Aligned, one: int, other: int, most_ns: float) -> bool:
     Between the medians of the first and the last third, so that one long step at an end, which the
     other rank shows a step later, is no drift.
     """
-    distances = list(accumulate(subtracted(aligned.step_ns[one], aligned.step_ns[other])))
+    distances = running_sum(subtracted(aligned.step_ns[one], aligned.step_ns[other]), 0)[1:]
     third = max(1, len(distances) // 3)
-    early, late = median(distances[:third]) or 0.0, median(distances[-third:]) or 0.0
+    early, late = middle(distances[:third]) or 0.0, middle(distances[-third:]) or 0.0
     return abs(late - early) <= most_ns * max(1, len(distances) - third)
 
 

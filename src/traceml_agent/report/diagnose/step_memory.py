@@ -1,9 +1,11 @@
 """Does memory grow from step to step, and is it near its end?"""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from traceml_agent.report.diagnose.issue import Issue, by_severity
+from traceml_agent.report.diagnose.issue import Issue, Place, by_severity
+from traceml_agent.report.diagnose.kept import advice_on, explaining, words_of
 from traceml_agent.report.stats import mean, median, theil_sen
+from traceml_agent.schema.retained import Retained
 
 LEAST_STEPS = 50
 PRESSURE_WARN = 0.92
@@ -22,7 +24,6 @@ CREEP_CONFIRMED_RATIO = 0.25
 STEADY_SHARE = 0.5
 """Growth in the last third must be at least half of that in the second: a cache that fills slows
 down, a leak does not."""
-
 Points = list[tuple[int, int]]
 
 
@@ -36,6 +37,9 @@ class MemoryFigures:
     peak_allocated: int | None
     peak_reserved: int | None
     total: int | None
+    host_limit: int | None = None  # of the cgroup or the machine
+    step_s: float | None = None  # mean, for the time to the limit
+    kept: tuple[Retained, ...] = ()  # with TRACEML_RETAINED
 
 
 def diagnose(ranks: list[MemoryFigures]) -> list[Issue]:
@@ -102,21 +106,26 @@ def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue
         median([y for _, y in points[i : i + size]]) or 0.0 for i in (0, size, len(points) - size)
     ]
     middle, late = thirds[1] - thirds[0], thirds[2] - thirds[1]
-    slope = theil_sen([(float(x), float(y)) for x, y in points[size:]]) or 0.0
     base = max(thirds[1], 1.0)
-    if slope <= 0 or late < CREEP_LEAST_BYTES or late < CREEP_LEAST_RATIO * base:
+    if late < max(CREEP_LEAST_BYTES, CREEP_LEAST_RATIO * base, STEADY_SHARE * middle):
         return None
-    if late < STEADY_SHARE * middle:
+    slope = theil_sen([(float(x), float(y)) for x, y in points[size:]]) or 0.0
+    if slope <= 0:
         return None
+    left = _left(rank, metric, points[-1][1], slope)
+    kept = explaining(rank.kept, slope)
+    place = None
+    if kept is not None:
+        place = Place(kept.file, kept.line, "", kept.text)
     confirmed = late >= CREEP_CONFIRMED_BYTES or late >= CREEP_CONFIRMED_RATIO * base
     grown = points[-1][1] - points[0][1]
     return Issue(
         "CREEP_CONFIRMED" if confirmed else "CREEP_EARLY",
         "crit" if confirmed else "warn",
         f"{what.capitalize()} grows by {slope / 1024**2:.2f} MiB a step "
-        f"({grown / 1024**2:.0f} MiB over steps {points[0][0]}-{points[-1][0]}).",
-        "Something keeps tensors of past steps alive: store loss.item() or loss.detach(), not "
-        "loss, and empty lists that grow.",
+        f"({grown / 1024**2:.0f} MiB over steps {points[0][0]}-{points[-1][0]}){_words(left)}."
+        + words_of(rank.kept, kept),
+        advice_on(kept),
         metric=metric,
         score=late / base,
         ranks=(rank.rank,),
@@ -124,13 +133,40 @@ def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue
             "overall_abs_delta_bytes": grown,
             "overall_worst_growth_pct": grown / max(points[0][1], 1),
             "slope_bytes_per_step": slope,
+            "steps_to_limit": None if left is None else left[0],
+            "seconds_to_limit": None if left is None else left[1],
             "growth_last_third_bytes": late,
             "growth_second_third_bytes": middle,
             "threshold_bytes": CREEP_LEAST_BYTES,
             "samples_used": len(points),
             "average_bytes": mean([float(y) for _, y in points]),
+            "kept": [
+                {"steps": look.steps, **asdict(tensors)}
+                for look in rank.kept[-1:]
+                for tensors in look.tensors
+            ],
         },
+        place=place,
     )
+
+
+def _left(
+    rank: MemoryFigures, metric: str, now: int, slope: float
+) -> tuple[int, float | None] | None:
+    """Steps, and seconds, until memory is full if it goes on like this; None: no limit is known."""
+    limit = rank.host_limit if metric == "peak_rss_bytes" else rank.total
+    if limit is None or limit <= now:
+        return None
+    steps = int((limit - now) / slope)
+    return steps, None if rank.step_s is None else steps * rank.step_s
+
+
+def _words(left: tuple[int, float | None] | None) -> str:
+    if left is None:
+        return ""
+    steps, seconds = left
+    when = "" if seconds is None else f" ({seconds / 3600:.1f} h)"
+    return f"; at this rate it is full in at most {steps:,} steps{when}"
 
 
 def _imbalance(ranks: list[MemoryFigures]) -> list[Issue]:

@@ -1,8 +1,9 @@
 """What stands out on the hosts and their GPUs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from traceml_agent.report.diagnose.gpu import GpuFacts, gpu_issues
 from traceml_agent.report.diagnose.issue import Issue, by_severity
 
 LOW_UTIL_PERCENT = 30.0
@@ -23,6 +24,7 @@ class NodeFigures:
     metrics: dict[str, float | int | None]
     host: dict[str, float | int | None]
     gpus: list[dict[str, Any]]
+    gpu_facts: dict[int, GpuFacts] = field(default_factory=dict)  # by index
 
 
 def diagnose(nodes: list[NodeFigures], samples: int) -> list[Issue]:
@@ -106,6 +108,8 @@ def _of_gpus(node: NodeFigures) -> list[Issue]:
         )
     for gpu in node.gpus:
         found += _of_gpu(node, gpu)
+    for index, facts in node.gpu_facts.items():
+        found += gpu_issues(index, facts)
     return found
 
 

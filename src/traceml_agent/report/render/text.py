@@ -10,7 +10,9 @@ from traceml_agent.errors import TracemlError
 from traceml_agent.report.render.attempts import attempt_lines
 from traceml_agent.report.render.communication import communication_text
 from traceml_agent.report.render.ranks import rank_table
+from traceml_agent.report.render.saving import saving_text
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
+from traceml_agent.report.render.where import where_lines
 from traceml_agent.schema.phases import PHASES
 
 WIDTH = 90
@@ -36,6 +38,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         "",
         *_step_table(payload),
         *rank_table(payload["step_time"]),
+        *_where(payload),
         *_throughput(payload),
         *_communication(payload),
         *_resources(payload),
@@ -84,9 +87,19 @@ def _verdict(payload: dict[str, Any]) -> list[str]:
     lines = [f"{primary['status']} ({SEVERITY_WORDS[primary['severity']]})"]
     lines += _wrapped("Why:  ", primary["summary"])
     lines += _wrapped("Next: ", primary["action"])
+    lines += _gain(payload)
     if status != "finished":
         lines += _wrapped("Run:  ", _how_it_ended(payload, status))
     return lines
+
+
+def _gain(payload: dict[str, Any]) -> list[str]:
+    """What fixing it would save; absent in summaries of older versions."""
+    wanted = payload["primary_diagnosis"].get("finding")
+    for finding in payload["findings"]:
+        if wanted is not None and finding.get("id") == wanted and finding.get("saving"):
+            return _wrapped("Gain: ", saving_text(finding["saving"]))[:2]
+    return []
 
 
 def _stall(payload: dict[str, Any]) -> list[str]:
@@ -147,6 +160,11 @@ def _step_table(payload: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _where(payload: dict[str, Any]) -> list[str]:
+    label = "Where         "
+    return [f"{' ' * len(label) if i else label}{t}" for i, t in enumerate(where_lines(payload))]
+
+
 def _throughput(payload: dict[str, Any]) -> list[str]:
     found = payload["step_time"]["throughput"]
     if found["steps_per_s"] is None:
@@ -154,10 +172,18 @@ def _throughput(payload: dict[str, Any]) -> list[str]:
     text = f"Throughput    {rate(found['steps_per_s'])} steps/s"
     if found["samples_per_s"] is not None:
         text += f", {rate(found['samples_per_s'])} samples/s"
+    if found.get("tokens_per_s") is not None:
+        text += f", {rate(found['tokens_per_s'])} tokens/s"
+    if found.get("flops_per_s") is not None:
+        text += f", {rate(found['flops_per_s'] / 1e9)} GFLOP/s"
+    if found.get("mfu_percent") is not None:
+        text += f" (MFU {percent(found['mfu_percent'])})"
+    if found.get("joules_per_sample") is not None:
+        text += f", {rate(found['joules_per_sample'])} J a sample"
     batches = found["micro_batches_per_step"]
     if batches and batches > 1.01:
         text += f", {rate(batches)} micro-batches a step"
-    return [text]
+    return _wrapped("", text)
 
 
 def _communication(payload: dict[str, Any]) -> list[str]:
@@ -218,8 +244,9 @@ def _plain(value: float | None, unit: str) -> str:
 
 def _other_findings(payload: dict[str, Any]) -> list[str]:
     """Warnings beside the verdict."""
-    primary = payload["primary_diagnosis"]["kind"]
-    others = [f for f in payload["findings"] if f["kind"] != primary]
+    primary = payload["primary_diagnosis"]
+    told = (primary["kind"], primary["evidence"].get("cause"))
+    others = [f for f in payload["findings"] if f["kind"] not in told]
     lines = []
     for finding in others[:_FINDING_LINES]:
         lines += _wrapped("Also          ", f"{finding['status']}: {finding['summary']}")[:2]

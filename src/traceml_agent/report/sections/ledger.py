@@ -50,6 +50,10 @@ def build(rank: RankView, found: Parts) -> dict[str, Any]:
             }
             for name in PARTS
         },
+        "detail": {
+            "startup": _startup(rank.spool, nanoseconds["startup"]),
+            "training": _training(rank.spool, nanoseconds["training"], done),
+        },
         # Never below 0: steps of a damaged spool may overlap.
         "unaccounted_s": max(0, wall_ns - sum(nanoseconds.values())) / 1e9,
         "steps": 0 if done is None else done.count,
@@ -59,14 +63,14 @@ def build(rank: RankView, found: Parts) -> dict[str, Any]:
     }
 
 
-def parts_of(spool: Spool) -> Parts:
-    """Where the time of a process went.
+def parts_of(spool: Spool, known: StepSums | None = None) -> Parts:
+    """Where the time of a process went; `known`: the sums over its steps, if they were made.
 
     startup: before the first step, net of what has a part of its own. training: the time of all
     steps, net of evaluation, checkpoints and compilation in them. idle: between steps, and in no
     phase. shutdown: after the last step.
     """
-    done = totals(spool)
+    done = totals(spool) if known is None else known
     span = _span(spool)
     outside = {name: spool.outside_ns.get(name, 0) for name in PHASES}
     inside = dict.fromkeys(PHASES, 0) if done is None else done.phase_ns
@@ -95,6 +99,28 @@ def parts_of(spool: Spool) -> Parts:
         "shutdown": max(0, gaps["shutdown"] - taken["shutdown"]),
     }
     return Parts(span, nanoseconds, done)
+
+
+def _startup(spool: Spool, startup_ns: int) -> dict[str, float]:
+    """Seconds until torch was imported, and from then to the first step: model, data, the rest."""
+    header = spool.header
+    imported = header.torch_imported_ns
+    imports_ns = 0 if imported is None else imported - header.process_start_ns
+    imports_ns = min(max(0, imports_ns), startup_ns)
+    return {"imports": imports_ns / 1e9, "setup": (startup_ns - imports_ns) / 1e9}
+
+
+def _training(spool: Spool, training_ns: int, done: StepSums | None) -> dict[str, float | None]:
+    """Seconds of the steps by phase; the wait for the very first batch apart from the others, None
+    where the first step is known in a sum alone."""
+    phase_ns = {} if done is None else done.phase_ns
+    first = next((batch for batch in spool.batches if batch.first_step == 1), None)
+    first_ns = 0 if first is None else (first.phase_ns.get("input_wait") or (0,))[0]
+    known = {name: phase_ns.get(name, 0) for name in PHASES if name not in _SEPARATE}
+    known["input_wait"] = max(0, known["input_wait"] - first_ns)
+    known["residual"] = max(0, training_ns - first_ns - sum(known.values()))
+    seconds = {name: nanoseconds / 1e9 for name, nanoseconds in known.items()}
+    return {"first_batch": None if first is None else first_ns / 1e9, **seconds}
 
 
 def _span(spool: Spool) -> Span:

@@ -83,6 +83,7 @@ def _figures(rank: RankView) -> ProcessFigures:
         "gpu_mem_reserved_percent": 100 * peak_reserved / total
         if peak_reserved and total
         else None,
+        "alloc_retries": _alloc_retries(samples),
         "threads": max((s.threads for s in samples if s.threads is not None), default=None),
     }
     return ProcessFigures(rank.rank, metrics, peak)
@@ -104,6 +105,15 @@ def _memory_total(rank: RankView) -> int | None:
         total, limit = sample.memory_total_bytes, sample.memory_limit_bytes
         if total is not None:
             return min(total, limit) if limit is not None else total
+    return None
+
+
+def _alloc_retries(samples: list[ProcessSample]) -> int | None:
+    """How often torch gave its cached memory back because an allocation failed, in the run."""
+    for sample in reversed(samples):
+        known = [d.alloc_retries for d in sample.devices or () if d.alloc_retries is not None]
+        if known:
+            return sum(known)
     return None
 
 

@@ -34,6 +34,8 @@ class Comparison:
     straggler: Straggler | None = None
     slow: tuple[int, ...] = ()  # ranks: the straggler and those as slow
     issue: Issue | None = None
+    aligned: Aligned | None = None
+    own: OwnWork | None = None  # None: not known, or the ranks do not wait for each other
 
 
 def strategy_of(view: RunView) -> str | None:
@@ -70,7 +72,7 @@ def compare(view: RunView, window: Window, on_device: bool) -> Comparison:
         waits_in = found.waits_in
     rows = None if waits_in is None else sync_rows(aligned, waits_in)
     if rows is None or waits_in is None or not _all_keep_step(aligned):
-        return Comparison(balance)
+        return Comparison(balance, aligned=aligned)
     own = own_work(aligned.step_ns, rows)
     slowest = per_step(own.work)
     shares = [slowest.highest_at.count(i) / len(aligned.steps) for i in range(len(aligned.ranks))]
@@ -80,10 +82,10 @@ def compare(view: RunView, window: Window, on_device: bool) -> Comparison:
         "rows": _rows(aligned, own, shares),
     }
     if found is None:
-        return Comparison(balance)
+        return Comparison(balance, aligned=aligned, own=own)
     case = _case(view, aligned, found, strategy, own, shares[found.culprit])
     slow = tuple(aligned.ranks[index] for index in found.alike)
-    return Comparison(balance, found, slow, issue_of(case))
+    return Comparison(balance, found, slow, issue_of(case), aligned, own)
 
 
 def _all_keep_step(aligned: Aligned) -> bool:

@@ -17,7 +17,8 @@ from traceml_agent.schema.summary import STEP_MEMORY_METRICS
 
 def build(view: RunView, window: Window) -> dict[str, Any]:
     """The section; peaks are over the run, trends over its samples."""
-    figures = [_figures(rank) for rank in view.ranks]
+    limits = _limits(view)
+    figures = [_figures(rank, limits.get(rank.spool.header.hostname)) for rank in view.ranks]
     issues = diagnose(figures)
     used = [f for f in figures if f.rss or f.reserved]
     latest = window.end_step
@@ -53,8 +54,21 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
     )
 
 
-def _figures(rank: RankView) -> MemoryFigures:
+def _limits(view: RunView) -> dict[str, int]:
+    """Memory that the processes of each machine may have: of the cgroup, or all there is."""
+    found = {}
+    for rank in view.ranks:
+        for sample in rank.spool.host_samples[-1:]:
+            known = (sample.memory_limit_bytes, sample.memory_total_bytes)
+            limit = min((size for size in known if size), default=None)
+            if limit is not None:
+                found[rank.spool.header.hostname] = limit
+    return found
+
+
+def _figures(rank: RankView, host_limit: int | None) -> MemoryFigures:
     samples = rank.spool.process_samples
+    done = rank.sums
     devices = [d for s in samples for d in s.devices or ()]
     reserved = [(s.step, max(d.reserved_bytes for d in s.devices)) for s in samples if s.devices]
     return MemoryFigures(
@@ -63,5 +77,8 @@ def _figures(rank: RankView) -> MemoryFigures:
         reserved=[(step, value) for step, value in reserved if step > 0],
         peak_allocated=max((d.max_allocated_bytes for d in devices), default=None),
         peak_reserved=max((d.max_reserved_bytes for d in devices), default=None),
+        kept=tuple(rank.spool.retained),
         total=max((d.total_bytes or 0 for d in devices), default=0) or None,
+        host_limit=host_limit,
+        step_s=done.duration_ns / done.count / 1e9 if done is not None else None,
     )

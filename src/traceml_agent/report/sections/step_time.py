@@ -4,9 +4,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
+from traceml_agent.report.diagnose.issue import CONFIDENT_STEPS
 from traceml_agent.report.diagnose.step_time import StepFigures, WaitedFor, diagnose
 from traceml_agent.report.sections.distribution import QUANTILES, Distribution
-from traceml_agent.report.sections.ranks import Comparison, compare
+from traceml_agent.report.sections.ranks import Comparison
 from traceml_agent.report.sections.shape import (
     Row,
     Window,
@@ -16,9 +17,12 @@ from traceml_agent.report.sections.shape import (
     step_window,
     wall_s,
 )
-from traceml_agent.report.series import RankSeries, totals
+from traceml_agent.report.sections.throughput import throughput
+from traceml_agent.report.series import RankSeries, steps_within
 from traceml_agent.report.stats import (
     differences,
+    largest,
+    middle,
     sum_columns,
     total,
 )
@@ -28,6 +32,11 @@ from traceml_agent.schema.summary import STEP_TIME_METRICS
 from traceml_agent.spool.sketch import added, counted, quantile_of
 
 MS = 1e6
+OUTLIER_RATIO = 10
+OUTLIER_SHARE = 0.01
+"""Steps that are ten times as long as the median, and at most 1 % of them (or one), have no say in
+the verdict; averages and percentiles hold them. Chosen: one wait of 3 s in 100 steps of 10 ms is no
+training that is bound by its input, and a wait in every tenth step is."""
 
 
 def analysis_window(view: RunView) -> Window:
@@ -53,33 +62,29 @@ def analysis_window(view: RunView) -> Window:
     )
 
 
-def build(view: RunView, window: Window) -> dict[str, Any]:
+def is_on_device(view: RunView) -> bool:
+    """Whether the device's clock counts: every rank and step has it."""
+    ranks = [rank for rank in view.ranks if rank.series.steps]
+    return bool(ranks) and all(rank.series.device_duration_ns for rank in ranks)
+
+
+def build(view: RunView, window: Window, compared: Comparison) -> dict[str, Any]:
     """The section, with percentiles and throughput beside the contract's figures."""
     ranks = [rank for rank in view.ranks if rank.series.steps]
-    on_device = bool(ranks) and all(rank.series.device_duration_ns for rank in ranks)
+    on_device = is_on_device(view)
     clock = "gpu" if on_device else "cpu"
     distribution = Distribution(sum(len(_chosen(rank.series, window)) for rank in ranks))
-    rows = {}
+    rows, figures, set_aside = {}, [], 0
     for rank in ranks:
         columns = _columns(rank, window, on_device)
         distribution.add(columns)
         metrics = _metrics(rank, columns, window, on_device)
         rows[str(rank.rank)] = Row(identity_of(rank), metrics)
-    figures = [
-        StepFigures(
-            rank=rank.rank,
-            step_ms=rows[str(rank.rank)].metrics["step_time_ms"] or 0.0,
-            parts_ms={
-                name: rows[str(rank.rank)].metrics[f"{name}_ms"]
-                for name in (*PHASES, "compute", "residual")
-            },
-            missing=_missing(rank.series),
-        )
-        for rank in ranks
-    ]
-    done = [totals(rank.spool) for rank in view.ranks]
+        outliers = outliers_of(columns["step_time"] or ())
+        set_aside = max(set_aside, len(outliers))
+        figures.append(_figures(rank, metrics, columns, outliers))
+    done = [rank.sums for rank in view.ranks]
     total_steps = max((t.first_step + t.count - 1 for t in done if t is not None), default=0)
-    compared = compare(view, window, on_device)
     issues = diagnose(
         figures, window.steps_analyzed, clock, _loader_facts(view), _waited_for(compared)
     )
@@ -109,10 +114,40 @@ def build(view: RunView, window: Window) -> dict[str, Any]:
             "whole_run": whole_run(ranks),
             "throughput": throughput(ranks, window),
             "rank_balance": compared.balance,
+            "outliers_set_aside": set_aside,
             "warmup_steps": max((rank.series.warmup for rank in ranks), default=0),
             "not_measured": sorted({name for rank in ranks for name in _missing(rank.series)}),
         },
     )
+
+
+def outliers_of(steps: Sequence[int]) -> list[int]:
+    """Where the few steps stand that are so long that they have no say in the verdict."""
+    if len(steps) < CONFIDENT_STEPS:
+        return []
+    limit = OUTLIER_RATIO * (middle(steps) or 0.0)
+    if largest(steps) <= limit:
+        return []
+    found = [index for index, ns in enumerate(steps) if ns > limit]
+    return found if len(found) <= max(1, int(OUTLIER_SHARE * len(steps))) else []
+
+
+def _figures(
+    rank: RankView,
+    metrics: dict[str, float | int | None],
+    columns: dict[str, Sequence[int] | None],
+    outliers: list[int],
+) -> StepFigures:
+    """What the verdict rests on: the averages, without outliers."""
+    names = ("step_time", *PHASES, "compute", "residual")
+    means = {name: metrics[f"{name}_ms"] for name in names}
+    if outliers:
+        for name, column in columns.items():
+            if column is not None and name in means:
+                rest = total(column) - sum(column[index] for index in outliers)
+                means[name] = rest / (len(column) - len(outliers)) / MS
+    step_ms = means.pop("step_time") or 0.0
+    return StepFigures(rank.rank, step_ms, means, _missing(rank.series))
 
 
 def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
@@ -127,7 +162,7 @@ def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
         sketch = rank.spool.sketch
         buckets = added(buckets, counted(rank.series.duration_ns))
         buckets = added(buckets, {} if sketch is None else sketch.buckets)
-    sums = [part for rank in ranks if (part := totals(rank.spool)) is not None]
+    sums = [part for rank in ranks if (part := rank.sums) is not None]
     steps = sum(part.count for part in sums)
     found: dict[str, float | int | None] = {
         "steps": steps,
@@ -138,35 +173,6 @@ def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
         value = quantile_of(buckets, q) if is_whole else None
         found[f"{label}_ms"] = None if value is None else value / MS
     return found
-
-
-def throughput(ranks: list[RankView], window: Window) -> dict[str, float | None]:
-    """Steps a second, and samples a second over all ranks where the batch size was seen."""
-    if not ranks or not window.steps_analyzed:
-        return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
-    seconds, samples, batches, seen = 0.0, 0, 0, True
-    for rank in ranks:
-        series = rank.series
-        chosen = _chosen(series, window)
-        part = slice(chosen.start, chosen.stop)
-        seconds = max(seconds, total(series.duration_ns[part]) / 1e9)
-        batches += total(series.micro_batches[part])
-        if series.samples is None:
-            seen = False
-        else:
-            samples += total(series.samples[part])
-    if not seconds:
-        return {"steps_per_s": None, "samples_per_s": None, "micro_batches_per_step": None}
-    return {
-        "steps_per_s": window.steps_analyzed / seconds,
-        "samples_per_s": samples / seconds if seen and samples else None,
-        "micro_batches_per_step": batches / window.steps_analyzed / len(ranks),
-    }
-
-
-def steps_within(series: RankSeries, first: int, last: int) -> range:
-    """Where the steps with these numbers, both included, stand in the columns of a rank."""
-    return range(bisect_left(series.steps, first), bisect_right(series.steps, last))
 
 
 def _chosen(series: RankSeries, window: Window) -> range:

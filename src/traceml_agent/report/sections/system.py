@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from traceml_agent.report.diagnose.gpu import facts_of_gpu
 from traceml_agent.report.diagnose.system import NodeFigures, diagnose
 from traceml_agent.report.sections.shape import (
     Row,
@@ -21,7 +22,7 @@ from traceml_agent.schema.summary import SYSTEM_METRICS
 def build(view: RunView, window: Window) -> dict[str, Any]:
     """The section; averages over all samples of the run, and one line a GPU in `gpus`."""
     speakers = _speakers(view)
-    figures = [_figures(node, rank) for node, rank in speakers.items()]
+    figures = [_figures(node, rank, _pids_beside(view, rank)) for node, rank in speakers.items()]
     samples = sum(len(rank.spool.host_samples) for rank in speakers.values())
     gpus = [gpu for figure in figures for gpu in figure.gpus]
     issues = diagnose(figures, samples)
@@ -71,12 +72,22 @@ def _speakers(view: RunView) -> dict[int, RankView]:
     return dict(sorted(found.items()))
 
 
-def _figures(node: int, rank: RankView) -> NodeFigures:
+def _pids_beside(view: RunView, speaker: RankView) -> frozenset[int]:
+    """The processes of this run on the machine of a rank."""
+    host = speaker.spool.header.hostname
+    headers = [rank.spool.header for rank in view.ranks]
+    return frozenset(header.pid for header in headers if header.hostname == host)
+
+
+def _figures(node: int, rank: RankView, own_pids: frozenset[int]) -> NodeFigures:
     hosts = rank.spool.host_samples
     by_device: dict[int, list[GpuSample]] = {}
     for sample in rank.spool.gpu_samples:
         by_device.setdefault(sample.index, []).append(sample)
-    gpus = [_gpu(node, samples) for samples in by_device.values()]
+    facts = {index: facts_of_gpu(samples, own_pids) for index, samples in by_device.items()}
+    gpus = [
+        {**_gpu(node, samples), **facts[index].to_json()} for index, samples in by_device.items()
+    ]
     used = mean([s.memory_used_bytes for s in hosts if s.memory_used_bytes is not None])
     total = next((s.memory_total_bytes for s in hosts if s.memory_total_bytes), None)
     metrics: dict[str, float | int | None] = {
@@ -92,7 +103,7 @@ def _figures(node: int, rank: RankView) -> NodeFigures:
             (g["headroom_bytes"] for g in gpus if g["headroom_bytes"] is not None), default=None
         ),
     }
-    return NodeFigures(node, metrics, _host(hosts), gpus)
+    return NodeFigures(node, metrics, _host(hosts), gpus, facts)
 
 
 def _host(hosts: list[HostSample]) -> dict[str, float | int | None]:

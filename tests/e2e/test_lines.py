@@ -1,0 +1,168 @@
+"""The lines that the summary names are those in which the time passes, with their shares."""
+
+import json
+import os
+import zipapp
+
+import pytest
+
+from tests.e2e import line_programs
+from tests.e2e.harness import run, write
+
+POINTS = 0.15
+"""How far a share may be off: four standard deviations of two hundred samples."""
+FAST = {"TRACEML_STACK_HZ": "100", "TRACEML_TEST_RAISE": "1"}
+
+
+def recorded(tmp_path, text, **settings):
+    """The result of a program, its spots by the comment at the end of their line, and its clock."""
+    script = write(tmp_path, text)
+    result = run(tmp_path, script, **(settings or FAST))
+    assert result.returncode == 0, result.stderr
+    comments = dict(enumerate((line.rpartition("# ")[2] for line in text.splitlines()), start=1))
+    spots = {(s["phase"], comments[s["line"]]): s for s in result.summary["hotspots"]}
+    truth = [line[6:] for line in result.stderr.splitlines() if line.startswith("truth:")]
+    return result, spots, json.loads(truth[0]) if truth else {}
+
+
+def share(spot):
+    return spot["share_percent"] / 100
+
+
+def where(text, marker):
+    return 1 + next(i for i, line in enumerate(text.splitlines()) if marker in line)
+
+
+@pytest.mark.slow
+def test_lines_in_no_phase_are_named_with_their_shares(tmp_path):
+    result, _, truth = recorded(tmp_path, line_programs.RESIDUAL)
+    whole = sum(truth.values())
+    by_line = {s["line"]: s for s in result.summary["hotspots"] if s["phase"] == "residual"}
+    lines = {
+        "item": where(line_programs.RESIDUAL, "v.item()"),
+        "print": where(line_programs.RESIDUAL, "print(table"),
+        "json": where(line_programs.RESIDUAL, "json.dump(rows"),
+        "settle": where(line_programs.RESIDUAL, "# settle"),
+        "key": where(line_programs.RESIDUAL, "# key"),
+    }
+    off = {
+        name: (share(by_line[line]), truth[name] / whole)
+        for name, line in lines.items()
+        if abs(share(by_line[line]) - truth[name] / whole) > POINTS
+    }
+    assert off == {}
+    kinds = {name: by_line[line]["kind"] for name, line in lines.items()}
+    assert kinds == {
+        "item": "sync",
+        "print": "print",
+        "json": "serialize",
+        "settle": "sleep",
+        "key": "sleep",
+    }
+    paths = {
+        path["lines"][0]["line"]: path["share_percent"]
+        for path in by_line[lines["settle"]]["paths"]
+    }
+    assert paths[where(line_programs.RESIDUAL, "# twice")] == pytest.approx(67, abs=20)
+    assert paths[where(line_programs.RESIDUAL, "# once")] == pytest.approx(33, abs=20)
+
+
+@pytest.mark.slow
+def test_lines_inside_phases_are_named_and_those_that_sleep_are_findings(tmp_path):
+    result, spots, truth = recorded(tmp_path, line_programs.PHASES)
+    read = truth["read"] / (truth["read"] + truth["collate"])
+    assert share(spots["input_wait", "read"]) == pytest.approx(read, abs=POINTS)
+    assert share(spots["input_wait", "collate"]) == pytest.approx(1 - read, abs=POINTS)
+    assert share(spots["forward", "within"]) > 0.9
+    assert share(spots["optimizer", "slow"]) > 0.9
+    findings = {(f["kind"], f["phase"]): f for f in result.summary["findings"]}
+    lines = {key: f["place"]["line"] for key, f in findings.items() if f["place"] is not None}
+    text = line_programs.PHASES
+    assert lines["INPUT_BOUND", "input"] == where(text, "# read")
+    assert lines["SLOW_LINE", "forward"] == where(text, "# within")
+    assert lines["SLOW_LINE", "optimizer"] == where(text, "# slow")
+    assert findings["SLOW_LINE", "forward"]["place"]["function"].endswith("forward")
+    assert result.summary["primary_diagnosis"]["kind"] == "INPUT_BOUND"
+    assert f"train.py:{where(text, '# read')}" in result.summary["primary_diagnosis"]["summary"]
+
+
+@pytest.mark.parametrize("name", ["GENERATOR", "GET_BATCH"])
+def test_input_without_a_loader_is_called_input_and_what_follows_the_update_is_not(tmp_path, name):
+    text = getattr(line_programs, name)
+    result, spots, truth = recorded(tmp_path, text)
+    read = truth["read"] / (truth["read"] + truth["after"])
+    assert share(spots["residual", "read"]) == pytest.approx(read, abs=POINTS)
+    assert spots["residual", "read"]["input"] == "medium"
+    assert spots["residual", "after"]["input"] is None
+    (finding,) = (f for f in result.summary["findings"] if f["kind"] == "INPUT_WITHOUT_LOADER")
+    assert finding["place"]["line"] == where(text, "# read")
+    assert finding["score"] == pytest.approx(read, abs=POINTS)
+    assert result.summary["primary_diagnosis"]["kind"] == "INPUT_WITHOUT_LOADER"
+    (rest,) = (f for f in result.summary["findings"] if f["kind"] == "RESIDUAL_HEAVY")
+    assert rest["place"]["line"] == where(text, "# after")
+
+
+@pytest.mark.slow
+def test_steps_as_long_as_the_interval_of_the_samples_do_not_deceive_them(tmp_path):
+    settings = {"TRACEML_STACK_HZ": "20", "TRACEML_TEST_RAISE": "1"}
+    text = line_programs.ALIASING.replace("    time.sleep(max", "    return time.sleep(max")
+    result, _, truth = recorded(tmp_path, text, **settings)
+    sleeping = next(s for s in result.summary["hotspots"] if s["kind"] == "sleep")
+    by_line = {path["lines"][0]["line"]: path["share_percent"] for path in sleeping["paths"]}
+    true = truth["short"] / (truth["short"] + truth["long"])
+    assert by_line[where(text, "# short")] / 100 == pytest.approx(true, abs=POINTS)
+
+
+def test_results_and_random_numbers_are_the_same_with_and_without_samples(tmp_path):
+    script = write(tmp_path, line_programs.SAME_RESULTS)
+    on = run(tmp_path, script, TRACEML_STACK_HZ="200")
+    off = run(tmp_path, script, enabled=False)
+    assert on.stdout == off.stdout != ""
+    assert off.stderr == "['MainThread']\n"
+    assert "['MainThread', 'traceml', 'traceml-stacks']" in on.stderr
+
+
+def test_code_that_has_no_file_or_odd_frames_is_named(tmp_path):
+    result, _, _ = recorded(tmp_path, line_programs.STRANGE)
+    residual = [s for s in result.summary["hotspots"] if s["phase"] == "residual"]
+    by_function = {s["function"]: s for s in residual}
+    assert by_function["typed"]["file"] == "<string>"
+    assert by_function["typed"]["code"] is None
+    for name in ("decorated", "awaited", "<lambda>"):
+        assert by_function[name]["kind"] == "sleep"
+        assert share(by_function[name]) == pytest.approx(0.25, abs=POINTS)
+
+
+def test_lines_of_an_archive_have_numbers_and_no_text(tmp_path):
+    (tmp_path / "app").mkdir()
+    write(tmp_path / "app", line_programs.GET_BATCH, "__main__.py")
+    zipapp.create_archive(tmp_path / "app", tmp_path / "app.pyz")
+    result = run(tmp_path, "-O", str(tmp_path / "app.pyz"), **FAST)
+    top = result.summary["hotspots"][0]
+    assert os.path.basename(os.path.dirname(top["file"])) == "app.pyz"
+    assert (top["line"], top["code"]) == (where(line_programs.GET_BATCH, "# read"), None)
+
+
+def test_an_interval_of_zero_means_no_thread_and_no_samples(tmp_path):
+    script = write(tmp_path, line_programs.SAME_RESULTS)
+    result = run(tmp_path, script, TRACEML_STACK_HZ="0")
+    assert "traceml-stacks" not in result.stderr
+    assert result.summary["hotspots"] == []
+    assert result.summary["traceml_agent"]["patches"]["stacks"] == "TRACEML_STACK_HZ is 0"
+
+
+def test_plain_python_that_holds_the_lock_is_said_to_run_before_the_line_where_it_lets_go(tmp_path):
+    """It is shorter than the switch interval of 5 ms, so that no sample can be taken within."""
+    result, spots, _ = recorded(tmp_path, line_programs.LOCKED)
+    residual = [s for s in result.summary["hotspots"] if s["phase"] == "residual"]
+    top = max(residual, key=lambda spot: spot["share_percent"])
+    assert (top["line"], top["before"]) == (where(line_programs.LOCKED, "# forward"), True)
+    assert not spots["forward", "forward"]["before"]
+
+
+def test_compilations_and_checkpoints_name_the_line_that_led_to_them(tmp_path):
+    text = line_programs.EVENTS
+    result, _, _ = recorded(tmp_path, text)
+    places = {(e["name"], e["at"]) for e in result.summary["events"]["listed"]}
+    assert ("compile", f"train.py:{where(text, '# compile')}") in places
+    assert ("checkpoint", f"train.py:{where(text, '# save')}") in places

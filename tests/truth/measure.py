@@ -1,0 +1,113 @@
+"""Runs a scenario with the agent on and judges what it said."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.harness import Result, run, write
+from tests.truth.scenario import SCRIPT, Scenario, fault_place
+
+ATTENTION = ("warn", "crit")
+AMBIENT = ("HIGH_CPU", "HIGH_PROCESS_CPU", "CPU_CONTENTION", "CPU_OVERSUBSCRIBED", "CPU_THROTTLED")
+"""What the machine may do to any script: true of it, and no fault of the script's, unless the
+scenario is about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of a scenario: what was true and what was found."""
+
+    primary: str
+    kinds: tuple[str, ...]  # of all findings, the costliest first
+    found: str | None  # the one that names the cause
+    place: tuple[str, int] | None  # name of the file, line
+    share: float | None  # of the time in steps, that the finding claims
+    true_share: float | None
+    step_ms: float
+    low_ms: float | None  # the step without the cause
+    high_ms: float | None
+    seconds: float  # of training
+
+
+def observe(scenario: Scenario, directory: Path, mode: str) -> Outcome:
+    """Runs `train.py MODE`, "fault" or "clean", and reads its summary."""
+    result, truth = _run(scenario, directory, mode)
+    return outcome_of(scenario, result.summary, truth)
+
+
+def clean_share(scenario: Scenario, directory: Path) -> float:
+    """What a step takes without the fault, over what it takes with it, in one process."""
+    _, truth = _run(scenario, directory, "both")
+    return truth["clean_ms"] / truth["fault_ms"]
+
+
+def _run(scenario: Scenario, directory: Path, mode: str) -> tuple[Result, dict[str, float]]:
+    directory.mkdir(parents=True)
+    script = write(directory, scenario.text, SCRIPT)
+    for name, text in scenario.files.items():
+        write(directory, text, name)
+    # A short path: that of a socket, by which workers send tensors, has 108 bytes.
+    variables = {"TMPDIR": "/tmp"} | scenario.variables
+    result = run(directory, script, mode, prefix=scenario.command, **variables)
+    assert result.returncode == 0, f"{scenario.name}: {result.stderr[-2000:]}"
+    return result, json.loads(result.stdout.splitlines()[-1])
+
+
+def outcome_of(scenario: Scenario, summary: dict[str, Any], truth: dict[str, float]) -> Outcome:
+    """What was found, beside what is true."""
+    findings = [
+        f
+        for f in summary["findings"]
+        if f["severity"] in ATTENTION and (f["kind"] not in AMBIENT or f["kind"] in scenario.kinds)
+    ]
+    of_cause = [f for f in findings if f["kind"] in scenario.kinds]
+    named = next((f for f in of_cause if f["place"]), next(iter(of_cause), None))
+    cost, saving, place = ((named or {}).get(key) for key in ("cost", "saving", "place"))
+    steps_s = summary["ledger"]["ranks"][0]["steps"] and _in_steps(summary)
+    claimed = None
+    if cost is not None and cost["run_s"] is not None and steps_s:
+        claimed = cost["run_s"] * cost.get("line_share", 1.0) / steps_s
+    return Outcome(
+        primary=summary["primary_diagnosis"]["kind"],
+        kinds=tuple(f["kind"] for f in findings),
+        found=None if named is None else named["kind"],
+        place=None if place is None else (Path(place["file"]).name, place["line"]),
+        share=claimed,
+        true_share=truth["lost_s"] / steps_s if scenario.has_share and steps_s else None,
+        step_ms=summary["step_time"]["global"]["average"]["step_time_ms"],
+        low_ms=None if saving is None else saving["step_low_ms"],
+        high_ms=None if saving is None else saving["step_high_ms"],
+        seconds=truth["train_s"],
+    )
+
+
+def is_right_cause(scenario: Scenario, outcome: Outcome) -> bool:
+    """Whether the verdict or the costliest finding names the cause; nothing, where nothing is."""
+    if not scenario.kinds:
+        return not false_alarms(outcome)
+    return outcome.primary in scenario.kinds or outcome.kinds[:1] == (outcome.found,) != (None,)
+
+
+def false_alarms(outcome: Outcome) -> tuple[str, ...]:
+    """Findings that ask for action in a run in which nothing is wrong."""
+    return outcome.kinds
+
+
+def is_right_line(scenario: Scenario, outcome: Outcome) -> bool:
+    """Whether the finding points to the line with the fault."""
+    return outcome.place is not None and outcome.place == fault_place(scenario)
+
+
+def holds_clean_twin(fault: Outcome, clean_ms: Sequence[float]) -> bool | None:
+    """Whether the interval holds the step without the fault, or a part of what it was measured to
+    be. None: no interval, or nothing measured."""
+    if fault.low_ms is None or fault.high_ms is None or not clean_ms:
+        return None
+    return fault.low_ms <= max(clean_ms) and min(clean_ms) <= fault.high_ms
+
+
+def _in_steps(summary: dict[str, Any]) -> float:
+    parts = summary["ledger"]["ranks"][0]["parts"]
+    return float(sum(parts[n]["seconds"] for n in ("training", "compile", "eval", "checkpoint")))

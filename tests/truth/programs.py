@@ -1,0 +1,176 @@
+"""Ordinary training scripts, each with one place where a fault can be.
+
+A script runs as `train.py fault` or `train.py clean`. The line with the fault ends in `# FAULT`.
+What the training thread lost to it the script measures itself, and prints as JSON at its end: that
+is the truth that the agent is compared with. As `train.py both` the fault comes and goes every 20
+steps, and the script tells what a step takes with and without: two processes that do the same
+differ by more than the interval that is to hold the truth. TRUTH_SCALE=4 makes runs four times as
+long.
+"""
+
+import textwrap
+
+MARK = "# FAULT"
+ITERATIONS = 15_000_000
+"""Of a generator, a second. The scripts measure what they really took."""
+
+_PROGRAM = """\
+import gc, json, os, random, sys, threading, time
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+{imports}
+
+MODE = sys.argv[1]
+FAULT = MODE == "fault"
+SCALE = int(os.environ.get("TRUTH_SCALE", "1"))
+BLOCK = {block}
+clock = time.perf_counter
+lost = 0.0
+
+
+class Data(Dataset):
+    def __init__(self, items):
+        self.x = torch.randn(256, {width})
+        self.items = items
+
+    def __len__(self):
+        return self.items
+
+    def __getitem__(self, index):
+        global lost
+{item}
+        return self.x[index % 256], index % 10
+
+
+def collate(samples):
+    global lost
+{collate}
+    return default_collate(samples)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear({width}, {hidden})
+        self.second = nn.Linear({hidden}, {hidden})
+        self.head = nn.Linear({hidden}, 10)
+
+    def forward(self, x):
+        global lost
+        x = torch.relu(self.first(x))
+{forward}
+        return self.head(torch.relu(self.second(x)))
+
+
+{definitions}
+
+
+def means(ends):
+    # Milliseconds a step without and with the fault, but for the first block.
+    took = {{False: [], True: []}}
+    for before, (is_faulty, end) in zip(ends[BLOCK - 1 :], ends[BLOCK:]):
+        took[is_faulty].append(1e3 * (end - before[1]))
+    return [sum(found) / len(found) if found else None for found in took.values()]
+
+
+def main():
+    global lost, FAULT
+    torch.manual_seed(0)
+    random.seed(0)
+    model = Net()
+    optimizer = {optimizer}
+    criterion = nn.CrossEntropyLoss()
+    data = Data({batch} * {steps} * SCALE)
+    loader = DataLoader(data, batch_size={batch}, collate_fn=collate, {loader})
+{setup}
+    step = 0
+    ends = []
+    begun = clock()
+    for epoch in range({epochs}):
+        for x, y in {batches}:
+            loss = criterion(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+{after}
+            ends.append((FAULT, clock()))
+            if MODE == "both":
+                FAULT = step // BLOCK % 2 == 1
+{epoch_end}
+    truth = {{"lost_s": lost, "train_s": clock() - begun, "steps": step}}
+    truth["clean_ms"], truth["fault_ms"] = means(ends) if MODE == "both" else (None, None)
+    print(json.dumps(truth))
+    sys.stdout.flush()
+{finish}
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+_INDENTS = {
+    "item": 8,
+    "collate": 4,
+    "forward": 8,
+    "setup": 4,
+    "after": 12,
+    "epoch_end": 8,
+    "finish": 4,
+    "definitions": 0,
+    "imports": 0,
+}
+_DEFAULTS = {
+    "batch": "64",
+    "width": "512",
+    "hidden": "1536",
+    "steps": "120",
+    "epochs": "1",
+    "loader": "num_workers=0",
+    "optimizer": "torch.optim.SGD(model.parameters(), lr=0.01)",
+    "batches": "loader",
+    "block": "20",  # steps with the fault, and then without
+}
+
+
+def program(**slots: str) -> str:
+    """The text of a script; each slot is code at its place, indented as it has to be."""
+    unknown = set(slots) - set(_INDENTS) - set(_DEFAULTS)
+    if unknown:
+        raise ValueError(f"no such slot: {sorted(unknown)}")
+    filled = _DEFAULTS | dict.fromkeys(_INDENTS, "") | slots
+    for name, spaces in _INDENTS.items():
+        filled[name] = textwrap.indent(textwrap.dedent(filled[name]).strip("\n"), " " * spaces)
+    return _PROGRAM.format(**filled)
+
+
+def work(seconds: float) -> str:
+    """An expression that keeps Python at work for about so long."""
+    return f"sum(i * i for i in range({int(seconds * ITERATIONS)}))"
+
+
+def timed(line: str, when: str = "FAULT") -> str:
+    """A line that is the fault, with the time that it takes added up around it."""
+    return f"""
+if {when}:
+    began = clock()
+    {line}  {MARK}
+    lost += clock() - began
+"""
+
+
+def in_worker(line: str, when: str = "FAULT") -> str:
+    """The same where another process runs it, or the loader's own time is the measure."""
+    return f"""
+if {when}:
+    {line}  {MARK}
+"""
+
+
+def line_of(text: str) -> int | None:
+    """The number of the line with the fault; None where a script has none."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.rstrip().endswith(MARK):
+            return number
+    return None
