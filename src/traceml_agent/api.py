@@ -1,0 +1,273 @@
+"""What a program may ask the agent about its own run. Nothing here is ever needed.
+
+Importing this imports neither torch nor the rest of the agent. Where nothing is recorded (the agent
+is off, or no training has begun) every call returns None or does nothing, so that a program may
+keep them.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from traceml_agent.capture.scopes import Span, Tree
+    from traceml_agent.capture.session import Session
+
+Item = TypeVar("Item")
+
+_SESSION = "traceml_agent.capture.session"
+_STARTUP = "traceml_agent.startup"
+"""Imported in every process in which the agent is on."""
+PREFIX = "traceml/"
+
+Scalar = str | int | float
+
+
+def final_summary() -> dict[str, Any] | None:
+    """The summary of the run so far, of all its ranks, with the content of `final_summary.json`.
+
+    Reads what the ranks have written: as long as `traceml-agent view` takes (0.1 s for a rank,
+    seconds for a thousand), so once an epoch rather than once a step. Other ranks write every half
+    second; a step that is still open is not in it.
+
+    Returns None where nothing is recorded. Raises TracemlError if the run directory is gone.
+    """
+    session = _recording()
+    if session is None or session.recorder is None:
+        return None
+    flush()
+    from traceml_agent.report.fold import fold
+
+    recorder = session.recorder
+    own = recorder.path if recorder.descriptors else None  # else its spool is closed
+    return fold(recorder.run_dir, own_spool=own).payload
+
+
+def summary(print_text: bool = False) -> dict[str, Scalar] | None:
+    """The same in one flat dict for a tracker: `{"traceml/step_time_ms": 12.4, ...}`.
+
+    Times are in milliseconds a step, shares from 0 to 1, memory in bytes. What was not measured has
+    no key. With `print_text` the text of the summary is printed to stdout too.
+
+    Returns None where nothing is recorded. Raises TracemlError if the run directory is gone.
+    """
+    payload = final_summary()
+    if payload is None:
+        return None
+    if print_text:
+        print(payload["text"])
+    from traceml_agent.report.scalars import scalars_of
+
+    return {PREFIX + name: value for name, value in scalars_of(payload).items()}
+
+
+def flush() -> None:
+    """Writes what is known of the closed steps to the spool now, not within half a second."""
+    session = _recording()
+    if session is not None and session.recorder is not None:
+        from traceml_agent.guard import guard
+
+        with guard("flush"):
+            session.recorder.drain()
+
+
+def health() -> dict[str, Any]:
+    """How the recording itself does; `{"enabled": False}` where the agent is off or torch is
+    not imported yet.
+
+    `recording`: whether training was seen; `patches`: name and "active", or why not; `spool`: the
+    file, `spool_bytes`: its size so far; `steps`: closed so far; `faults`: errors of the agent by
+    place; `lost`: records that could not be written by kind; `writer`: "ok" or its error; `scopes`:
+    how many were left out, and why.
+    """
+    session = _armed()
+    if session is None:
+        return {"enabled": False}
+    from traceml_agent.guard import faults
+
+    recorder = session.recorder
+    found: dict[str, Any] = {
+        "enabled": True,
+        "recording": recorder is not None and bool(recorder.descriptors),
+        "patches": dict(session.statuses),
+        "faults": {fault.where: fault.count for fault in faults()},
+        "scopes": {} if _HERE.tree is None else dict(_HERE.tree.dropped),
+    }
+    if recorder is not None:
+        found |= {
+            "run_dir": str(recorder.run_dir),
+            "spool": str(recorder.writer.path),
+            "spool_bytes": recorder.writer.written,
+            "steps": recorder.last_step,
+            "lost": {kind: count for kind, count in recorder.writer.lost.items() if count},
+            "writer": recorder.writer.error or "ok",
+        }
+    return found
+
+
+def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing":
+    """A stretch of the program, as a context manager: `with scope("load", shard): ...`.
+
+    Scopes nest, in each thread and asyncio task on its own, to a depth of 64; deeper ones are left
+    out and counted. A scope is closed when its block is left, also by an exception, and with it
+    whatever was left open inside. The newest 100,000 closed ones are kept
+    (TRACEML_TRACE_MAX_SPANS). `attrs` are kept as they are.
+    """
+    tree = _HERE.tree or _tree()
+    return NOTHING if tree is None else tree.make(tree, name, index, attrs)
+
+
+def mark(name: str, value: Any, *, kind: str = "point", **attrs: Any) -> None:
+    """Notes a value in the innermost open scope, or in the run where none is open.
+
+    One number or text: of Python, numpy or torch. A tensor on a device is copied there and fetched
+    when `trace` is called, so that nothing waits here. Text is cut to 256 bytes. A scope keeps its
+    newest 1,024 marks of kind "point" and all of kind "summary".
+
+    Raises ValueError for another kind, and TypeError for a value that is neither one number nor
+    text; with the agent off too, where nothing is kept.
+    """
+    if kind not in ("point", "summary"):
+        raise ValueError(f"mark {name!r}: kind is 'point' or 'summary', not {kind!r}")
+    tree = _HERE.tree or _tree()
+    if tree is not None:
+        tree.mark(name, value, kind, attrs)
+
+
+def epochs(iterable: Iterable[Item]) -> Iterable[Item]:
+    """The items, each inside a scope `epoch[i]`: `for epoch in epochs(range(10)): ...`."""
+    return _loop("epoch", iterable)
+
+
+def batches(iterable: Iterable[Item]) -> Iterable[Item]:
+    """The items, each inside a scope `batch[i]`: what is done with a batch, not the wait for it."""
+    return _loop("batch", iterable)
+
+
+def trace(format: str = "tree", name: str | None = None, last: int | None = None) -> Any:
+    """The scopes of this process so far, those that are open too.
+
+    `format`: "tree" prints one line a scope and returns None (in a Jupyter notebook it returns an
+    object that shows itself instead); "dict" returns the `roots`, their `span_count`, and the
+    `marks` outside any scope; a node with id, parent_id, name, index, start_ns and end_ns
+    (monotonic clock), wall_us, cpu_ns (of its thread), gpu_ns and memory_peak_bytes (not measured
+    yet: None), attrs, marks, children; "json"
+    the same as text; "df" a pandas data frame with a row a scope. `name` keeps the scopes of that
+    name and all below them, `last` the N of these that were closed most recently.
+
+    Raises ValueError for another format or a negative `last`, and TracemlError for "df" without
+    pandas.
+    """
+    from traceml_agent.report import spans
+
+    if format not in spans.FORMATS:
+        raise ValueError(f"format is one of {', '.join(spans.FORMATS)}, not {format!r}")
+    tree = _tree()
+    rows = [] if tree is None else [_row(span) for span in tree.spans()]
+    roots = spans.forest(rows, name, last)
+    if format == "tree":
+        return _show(spans.text_of(roots))
+    if format == "df":
+        return spans.frame_of(roots)
+    marks = [] if tree is None else _marks(tree.run)
+    return spans.json_of(roots, marks) if format == "json" else spans.dict_of(roots, marks)
+
+
+class Nothing:
+    """A scope where the agent is off: it keeps nothing, and may be entered again and again."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> "Nothing":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None
+
+
+NOTHING = Nothing()
+
+
+class _Here:
+    """What this process has; a forked child begins anew."""
+
+    tree: "Tree | None" = None
+
+    def forget(self) -> None:
+        self.tree = None
+
+
+_HERE = _Here()
+
+
+def _tree() -> "Tree | None":
+    """The tree of this process; None where the agent is off."""
+    if _HERE.tree is None and _STARTUP in sys.modules:
+        from traceml_agent.capture.scopes import Tree
+        from traceml_agent.config import resolve
+
+        os.register_at_fork(after_in_child=_HERE.forget)
+        _HERE.tree = Tree(resolve(os.environ).config.trace_max_spans)
+    return _HERE.tree
+
+
+def _loop(name: str, items: Iterable[Item]) -> Iterable[Item]:
+    tree = _tree()
+    if tree is None:
+        return items
+    from traceml_agent.capture.scopes import Loop
+
+    return Loop(tree, name, items)
+
+
+def _row(span: "Span") -> Any:
+    from traceml_agent.report.spans import Row
+
+    parent = None if span.parent is None else span.parent.id
+    return Row(
+        span.id, parent, span.name, span.index, span.start_ns, span.end_ns, span.cpu_ns,
+        dict(span.attrs), _marks(span),
+    )  # fmt: skip
+
+
+def _marks(span: "Span") -> list[tuple[str, Any, str]]:
+    return [(mark.name, mark.plain_value(), mark.kind) for mark in span.marks()]
+
+
+class Shown:
+    """Text that a notebook shows as it is."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _show(text: str) -> Shown | None:
+    module = sys.modules.get("IPython")
+    shell = None if module is None else module.get_ipython()
+    if type(shell).__name__ == "ZMQInteractiveShell":
+        return Shown(text)
+    print(text)
+    return None
+
+
+def _armed() -> "Session | None":
+    """The session of this process; None where the agent is off or torch is not imported."""
+    module = sys.modules.get(_SESSION)
+    session = None if module is None else module.SESSION
+    return session if session is not None and session.torch is not None else None
+
+
+def _recording() -> "Session | None":
+    session = _armed()
+    is_own = session is not None and session.pid == os.getpid()
+    return session if is_own and session is not None and session.recorder is not None else None
