@@ -121,13 +121,21 @@ class Audit:
         self._known_to = 0  # cost of the steps up to this one is in _known_ns
         self._known_ns = 0.0
         self.on_turn: Callable[[], None] | None = None
+        self.is_disturbed = False  # what is measured now would not be the agent's usual cost
         tracker.audit = self
         tracker.audit_at = tracker.step + FIRST_STEP
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the tracker times itself in these steps."""
+        return type(self.tracker) is not StepTracker
 
     def turn(self, step: int) -> None:
         """Begins or ends timing; called when the step `tracker.audit_at` closes."""
         tracker = self.tracker
-        if type(tracker) is StepTracker:
+        if not self.is_running and self.is_disturbed:
+            tracker.audit_at = step + STEPS
+        elif not self.is_running:
             tracker.__class__ = AuditedTracker
             tracker.audit_at = step + STEPS + 1  # the first one is audited in part
             self._steps, self._durations, self.spent_ns = [], [], {}

@@ -21,10 +21,13 @@ from traceml_agent.capture.user_code import is_library
 from traceml_agent.schema.retained import Retained, RetainedTensors
 
 if TYPE_CHECKING:
+    from traceml_agent.capture.audit import Audit
     from traceml_agent.capture.session import Session
 
 FIRST_STEP = 30
-"""Chosen: after what the first steps make once, such as optimizer state."""
+"""Chosen: after what the first steps make once, such as optimizer state. The audit of the agent's
+own cost is waited for: under tracing a healthy patch costs so much that the breaker would shut it.
+"""
 WATCHED_STEPS = 20
 """Chosen: enough to tell a tensor a step from one in ten, few enough to cost little."""
 LATER_STEPS = 200
@@ -63,6 +66,7 @@ class RetainedWatch:
     """Lives in the agent's thread, which calls `tick` now and then."""
 
     def __init__(self, session: "Session") -> None:
+        self._session = session
         self._tensor = session.torch.Tensor
         self._text = SourceText(started_wall_s(session), working_directory())
         self._made: _Made | None = None
@@ -91,10 +95,15 @@ class RetainedWatch:
         return None
 
     def _begin(self, now_ns: int, step: int) -> None:
-        self._next_ns = now_ns + PAUSE_NS
         if tracemalloc.is_tracing():  # the program's own: it must find only what it asked for
             self.is_off = OTHERS
             return
+        audit: Audit = self._session.tracker.audit
+        audit.is_disturbed = True  # first: the training thread may begin one at any moment
+        if audit.is_running:
+            audit.is_disturbed = False
+            return
+        self._next_ns = now_ns + PAUSE_NS
         tracemalloc.start(FRAMES)
         self._is_tracing = True
         self._begun_step, self._begun_ns = step, now_ns
@@ -105,7 +114,7 @@ class RetainedWatch:
 
     def _trace_on(self, now_ns: int, step: int) -> None:
         if not tracemalloc.is_tracing():  # the program ended it
-            self._is_tracing = False
+            self._is_tracing = self._session.tracker.audit.is_disturbed = False
             self.is_off = OTHERS
         elif step - self._begun_step >= WATCHED_STEPS:
             self._made = self._look(step)
@@ -115,7 +124,7 @@ class RetainedWatch:
 
     def _stop(self) -> None:
         tracemalloc.stop()
-        self._is_tracing = False
+        self._is_tracing = self._session.tracker.audit.is_disturbed = False
 
     def _look(self, step: int) -> _Made:
         begun, frames_of, tensor = time.perf_counter_ns(), self._frames_of or _public, self._tensor
