@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,11 @@ from traceml_agent.spool.reader import Spool
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TIMEOUT_S = 180
+CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL, -signal.SIGFPE}
+
+
+class Crashed(Exception):
+    """A child process died where no program written in Python may: never a matter of timing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,10 @@ def run(
     *command: str,
     enabled: bool = True,
     prefix: tuple[str, ...] = (),
+    may_crash: bool = False,
     **extra: str,
 ) -> Result:
-    """Runs `PREFIX... python COMMAND...` to its end."""
+    """Runs `PREFIX... python COMMAND...` to its end. Raises Crashed where it may not crash."""
     done = subprocess.run(
         [*prefix, sys.executable, *command],
         env=environment(tmp_path, enabled, **extra),
@@ -83,6 +90,8 @@ def run(
         timeout=TIMEOUT_S,
         cwd=tmp_path,
     )
+    if done.returncode in CRASHES and not may_crash:
+        raise Crashed(f"{signal.Signals(-done.returncode).name}: {command}\n{done.stderr}")
     return Result(done.returncode, done.stdout, done.stderr, runs_in(tmp_path))
 
 
