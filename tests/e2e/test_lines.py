@@ -151,13 +151,13 @@ def test_an_interval_of_zero_means_no_thread_and_no_samples(tmp_path):
     assert result.summary["traceml_agent"]["patches"]["stacks"] == "TRACEML_STACK_HZ is 0"
 
 
-def test_plain_python_that_holds_the_lock_is_said_to_run_before_the_line_where_it_lets_go(tmp_path):
+def test_plain_python_that_is_too_short_to_be_seen_is_named_by_its_place(tmp_path):
     """It is shorter than the switch interval of 5 ms, so that no sample can be taken within."""
-    result, spots, _ = recorded(tmp_path, line_programs.LOCKED)
+    result, _, _ = recorded(tmp_path, line_programs.LOCKED)
     residual = [s for s in result.summary["hotspots"] if s["phase"] == "residual"]
     top = max(residual, key=lambda spot: spot["share_percent"])
-    assert (top["line"], top["before"]) == (where(line_programs.LOCKED, "# forward"), True)
-    assert not spots["forward", "forward"]["before"]
+    assert top["line"] == where(line_programs.LOCKED, "    plain()")
+    assert (top["before"], top["kind"]) == (False, "python")
 
 
 def test_compilations_and_checkpoints_name_the_line_that_led_to_them(tmp_path):

@@ -8,13 +8,13 @@ What the places are called is found out when the table is taken, not when a samp
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
-from opcode import opmap
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import orjson
 
+from traceml_agent.capture.code_line import NAME_LIMIT, code_line, position
+from traceml_agent.capture.line_before import Lines
 from traceml_agent.capture.source_text import SourceText
 from traceml_agent.capture.user_code import (
     cell,
@@ -33,12 +33,17 @@ MOST_STACKS = 2_000
 """In memory, some 600 bytes each. Chosen: a loop with a large model has a few hundred."""
 MOST_CODES = 10_000
 """Functions that are known; a program that compiles a new one in each step must not grow."""
+MOST_TAKEN_APART = 50
+"""Functions whose bytecode is looked at. Chosen: the loop, and what calls the model."""
 MOST_ROWS = 200
 """Of a table that is written. Chosen: beyond, a row has no share that anything would be said of."""
-NAME_LIMIT = 200
-
+_PHASES_BEGIN = (
+    "torch/nn/modules/module.py",
+    "torch/utils/data/dataloader.py",
+    "torch/_tensor.py",
+    "torch/optim/optimizer.py",
+)
 _Key = tuple[Any, ...]
-_FOR_ITER = opmap["FOR_ITER"]
 
 
 class Sample(NamedTuple):
@@ -48,6 +53,7 @@ class Sample(NamedTuple):
     leaf: int
     weight_ns: int
     late: bool
+    yielded: bool = False
 
     def outside(self) -> "Sample":
         """The same in no step."""
@@ -68,16 +74,19 @@ class Table(NamedTuple):
 class _Count:
     """Of one stack. Plain slots: one is changed at each sample."""
 
-    __slots__ = ("late", "leaf", "samples", "votes", "weight_ns")
+    __slots__ = ("late", "leaf", "samples", "votes", "weight_ns", "yielded", "yielded_ns")
 
     def __init__(self) -> None:
-        self.samples = self.weight_ns = self.late = 0
+        self.samples = self.weight_ns = self.late = self.yielded = self.yielded_ns = 0
         self.leaf = self.votes = 0  # a majority vote: exact where one leaf has most samples
 
     def add(self, sample: Sample) -> None:
         self.samples += 1
         self.weight_ns += sample.weight_ns
         self.late += sample.late
+        if sample.yielded:
+            self.yielded += 1
+            self.yielded_ns += sample.weight_ns
         if sample.leaf == self.leaf:
             self.votes += 1
         elif self.votes:
@@ -104,6 +113,8 @@ class StackTally:
         self._other: dict[str, list[int]] = {}
         self._program = installed_program()
         self._lines: dict[tuple[int, int], CodeLine] = {}
+        self._begins: set[int] = set()  # numbers of codes in which a phase begins
+        self._lines_of: dict[int, Lines] = {}  # by number of a code
 
     def add(self, frame: FrameType | None, phase: str, weight_ns: int) -> None:
         """Counts the stack whose innermost frame this is."""
@@ -117,6 +128,7 @@ class StackTally:
         *,
         late: bool = False,
         before: bool = False,
+        yielded: bool = False,
     ) -> Sample:
         """The stack whose innermost frame this is, to be counted; StackRow has the words."""
         known = self._known
@@ -133,9 +145,12 @@ class StackTally:
             elif number and len(key) == 3:
                 key[2] = number
                 leaf = leaf or number
+            if before and number in self._begins:  # what is further in began since
+                del key[3:]
+                key[2] = leaf = 0
             frame = frame.f_back
             depth += 1
-        return Sample(tuple(key), leaf, weight_ns, late)
+        return Sample(tuple(key), leaf, weight_ns, late, yielded)
 
     def count(self, sample: Sample) -> None:
         """Adds what was seen to the table."""
@@ -164,6 +179,8 @@ class StackTally:
             number = len(self._codes) * (-1 if of_library else 1)
             if of_library and library_name(code).startswith("traceml_agent/"):
                 number = 0
+            if of_library and library_name(code).startswith(_PHASES_BEGIN):
+                self._begins.add(number)
             self._numbers[same] = number
         self._known[id(code)] = (code, number)
         return number
@@ -181,7 +198,10 @@ class StackTally:
             pair[0] += count.samples
             pair[1] += count.weight_ns
         numbers: dict[CodeLine, int] = {}
-        rows = _merged(self._row(key, count, source, numbers) for key, count in counts[:most_rows])
+        seen = self._seen(counts)
+        rows = _merged(
+            self._row(key, count, source, numbers, seen) for key, count in counts[:most_rows]
+        )
         return Table(
             samples=samples,
             weight_ns=weight_ns,
@@ -200,10 +220,46 @@ class StackTally:
                 return data
             most_rows //= 2
 
+    def _seen(self, counts: list[tuple[_Key, _Count]]) -> dict[int, set[int]]:
+        """The lines of each function in which the thread surely was."""
+        found: dict[int, set[int]] = {}
+        for key, count in counts:
+            if not key[1] and count.samples > count.yielded:
+                for number, instruction in zip(key[3::2], key[4::2], strict=True):
+                    line = position(self._codes[number - 1], instruction)[0]
+                    found.setdefault(number, set()).add(line)
+        return found
+
+    def _prior(self, key: _Key, source: SourceText, seen: dict[int, set[int]]) -> CodeLine | None:
+        """The line that ran before that of a stack, where only one can have taken the time."""
+        if not key[1] or len(key) == 3:
+            return None
+        number, instruction = key[3:5]
+        code = self._codes[number - 1]
+        if number not in self._lines_of:
+            if len(self._lines_of) >= MOST_TAKEN_APART:
+                return None
+            self._lines_of[number] = Lines(code)
+        line = self._lines_of[number].before(instruction, seen.get(number, ()))
+        if line is None:
+            return None
+        return CodeLine(
+            file=source.file_name(cell(code.co_filename) or code.co_filename),
+            line=line,
+            function=source.file_name(function_name(code))[:NAME_LIMIT],
+            text=source.line(code.co_filename, line),
+        )
+
     def _row(
-        self, key: _Key, count: _Count, source: SourceText, numbers: dict[CodeLine, int]
+        self,
+        key: _Key,
+        count: _Count,
+        source: SourceText,
+        numbers: dict[CodeLine, int],
+        seen: dict[int, set[int]],
     ) -> StackRow:
         phase, before, callee, *rest = key
+        prior = self._prior(key, source, seen)
         pairs = zip(rest[::2], rest[1::2], strict=True)
         lines = [self._line(number, instruction, source) for number, instruction in pairs]
         return StackRow(
@@ -215,6 +271,9 @@ class StackTally:
             before=before,
             callee=self._library_name(callee),
             leaf=None if count.leaf == callee else self._library_name(count.leaf),
+            yielded=count.yielded,
+            yielded_ns=count.yielded_ns,
+            prior=None if prior is None else numbers.setdefault(prior, len(numbers)),
         )
 
     def _library_name(self, number: int) -> str | None:
@@ -225,7 +284,7 @@ class StackTally:
         if found is None:
             if len(self._lines) >= MOST_CODES:
                 self._lines.clear()
-            found = _code_line(self._codes[number - 1], instruction, source)
+            found = code_line(self._codes[number - 1], instruction, source)
             self._lines[number, instruction] = found
         return found
 
@@ -244,6 +303,9 @@ def _merged(rows: Iterable[StackRow]) -> list[StackRow]:
                 samples=same.samples + row.samples,
                 weight_ns=same.weight_ns + row.weight_ns,
                 late=same.late + row.late,
+                yielded=same.yielded + row.yielded,
+                yielded_ns=same.yielded_ns + row.yielded_ns,
+                prior=same.prior if same.prior == row.prior else None,
             )
         )
     return list(found.values())
@@ -260,38 +322,3 @@ def table_of(data: bytes) -> Table:
         read["other"],
         read["other_samples"],
     )
-
-
-def _code_line(code: CodeType, instruction: int, source: SourceText) -> CodeLine:
-    file = code.co_filename
-    line, last, begin, end = _position(code, instruction)
-    call = None
-    loop = 0 <= instruction < len(code.co_code) and code.co_code[instruction] == _FOR_ITER
-    if not loop and last is not None and begin is not None and end is not None:
-        call = source.part(file, line, last, begin, end)
-    return CodeLine(
-        file=source.file_name(cell(file) or file),
-        line=line,
-        function=source.file_name(function_name(code))[:NAME_LIMIT],
-        call=call,
-        text=source.line(file, line),
-        loop=loop,
-    )
-
-
-def _position(code: CodeType, instruction: int) -> tuple[int, int | None, int | None, int | None]:
-    """Line, last line, and the columns in bytes; only the line before Python 3.11."""
-    positions: Any = getattr(code, "co_positions", None)
-    if positions is not None and instruction >= 0:
-        found = next(islice(positions(), instruction // 2, None), None)
-        if found is not None and found[0] is not None:
-            line, last, begin, end = found
-            return line, last, begin, end
-    return _line_at(code.co_lines(), instruction) or code.co_firstlineno, None, None, None
-
-
-def _line_at(lines: Iterable[tuple[int, int, int | None]], instruction: int) -> int | None:
-    for start, stop, line in lines:
-        if start <= instruction < stop:
-            return line
-    return None

@@ -11,17 +11,19 @@ from math import sqrt
 
 from traceml_agent.report.diagnose.issue import Place
 from traceml_agent.report.input_lines import TrainingLoop, input_confidence
+from traceml_agent.report.late_samples import placed
 from traceml_agent.report.line_kinds import PYTHON, kind_of
 from traceml_agent.report.view import RankView
 from traceml_agent.schema.phases import COMPUTE_PHASES
-from traceml_agent.schema.stacks import OUTSIDE, RESIDUAL, UNKNOWN, CodeLine
+from traceml_agent.schema.stacks import OUTSIDE, RESIDUAL, UNKNOWN, CodeLine, StackRow, Stacks
 
 Z = 1.96
 """Of the interval: 95 %."""
 ONE_CALL = 0.8
 """Of the time of a line: an expression that takes so much is named in place of the whole line."""
 LATE_SHARE = 0.5
-"""Of the samples of a line: if so many came late, it is code that holds the interpreter lock."""
+"""Of the samples of a line: if so many came late, it is code that holds the interpreter lock; if so
+many came where the program let go of the lock, it may be the code before."""
 MOST_PATHS = 3
 
 Key = tuple[str, str, int, bool]
@@ -50,6 +52,7 @@ class Hotspot:
     samples: int
     ms_per_step: float | None  # None outside steps
     late_share: float
+    yielded_share: float  # of the samples: the line that they saw, or what ran just before it
     library: str | None  # the innermost function of a library that it is most often in
     paths: tuple[Path, ...]
     ranks: tuple[int, ...]  # those on which it takes more than on the others
@@ -71,6 +74,7 @@ class _Line:
     weight: int = 0
     samples: int = 0
     late: int = 0
+    yielded: int = 0
     calls: dict[str | None, int] = field(default_factory=lambda: defaultdict(int))
     kinds: dict[str | None, int] = field(default_factory=lambda: defaultdict(int))
     inputs: dict[str | None, int] = field(default_factory=lambda: defaultdict(int))
@@ -88,13 +92,15 @@ def hotspots_of(ranks: Sequence[RankView], host_ms: dict[str, float]) -> Hotspot
     of_rank: dict[int, dict[str, tuple[int, int]]] = {}
     loop = TrainingLoop([(phase, stack) for rank in ranks for phase, stack in _stacks(rank)])
     for rank in ranks:
-        if rank.spool.stacks is None:
+        stacks = rank.spool.stacks
+        if stacks is None:
             continue
-        of_rank[rank.rank] = found = _totals(rank)
+        rows = placed(stacks)
+        of_rank[rank.rank] = found = _totals(rows, stacks)
         for phase, (weight, count) in found.items():
             weights[phase] += weight
             samples[phase] += count
-        _add(rank, lines, loop)
+        _add(rank.rank, rows, stacks, lines, loop)
     spots = [
         _hotspot(key, line, weights, samples, host_ms, of_rank)
         for key, line in lines.items()
@@ -110,13 +116,10 @@ def _stacks(rank: RankView) -> Iterable[tuple[str, tuple[CodeLine, ...]]]:
         yield row.phase, tuple(stacks.lines[number] for number in row.lines) if stacks else ()
 
 
-def _totals(rank: RankView) -> dict[str, tuple[int, int]]:
+def _totals(rows: list[StackRow], stacks: Stacks) -> dict[str, tuple[int, int]]:
     """Time and number of the samples of each phase."""
-    stacks = rank.spool.stacks
     found: dict[str, tuple[int, int]] = {}
-    if stacks is None:
-        return found
-    for row in stacks.rows:
+    for row in rows:
         weight, count = found.get(row.phase, (0, 0))
         found[row.phase] = weight + row.weight_ns, count + row.samples
     for phase, other in stacks.other.items():
@@ -125,10 +128,15 @@ def _totals(rank: RankView) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _add(rank: RankView, lines: dict[Key, _Line], loop: TrainingLoop) -> None:
-    stacks = rank.spool.stacks
-    for row in () if stacks is None else stacks.rows:
-        if stacks is None or not row.lines:
+def _add(
+    rank: int,
+    rows: list[StackRow],
+    stacks: Stacks,
+    lines: dict[Key, _Line],
+    loop: TrainingLoop,
+) -> None:
+    for row in rows:
+        if not row.lines:
             continue
         path = tuple(stacks.lines[number] for number in row.lines)
         inner = path[0]
@@ -137,14 +145,15 @@ def _add(rank: RankView, lines: dict[Key, _Line], loop: TrainingLoop) -> None:
         found.weight += row.weight_ns
         found.samples += row.samples
         found.late += row.late
+        found.yielded += row.yielded
         found.calls[inner.call] += row.weight_ns
         kind = kind_of(inner.call, inner.text, row.callee, row.leaf)
         found.kinds[kind] += row.weight_ns
         found.inputs[input_confidence(row.phase, path, kind, loop)] += row.weight_ns
         found.leaves[row.leaf or row.callee] += row.weight_ns
         found.paths[path[1:]] += row.weight_ns
-        weight, count = found.ranks.get(rank.rank, (0, 0))
-        found.ranks[rank.rank] = weight + row.weight_ns, count + row.samples
+        weight, count = found.ranks.get(rank, (0, 0))
+        found.ranks[rank] = weight + row.weight_ns, count + row.samples
 
 
 def _is_own(phase: str, found: _Line) -> bool:
@@ -179,6 +188,7 @@ def _hotspot(
         samples=found.samples,
         ms_per_step=None if phase == OUTSIDE or ms is None else share * ms,
         late_share=late,
+        yielded_share=found.yielded / found.samples if found.samples else 0.0,
         library=_most(found.leaves),
         paths=_paths(found),
         ranks=_ranks_apart(found, phase, of_rank),

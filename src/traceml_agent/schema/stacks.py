@@ -26,7 +26,9 @@ class CodeLine:
 @dataclass(frozen=True, slots=True)
 class StackRow:
     """How often the thread was seen in one place. `late` of the samples came 1 ms or more late:
-    code that holds the interpreter lock ran until just before."""
+    code that holds the interpreter lock ran until just before. `yielded` of these did not wait for
+    the whole switch interval: the thread let go of the lock here by itself, so that this line or
+    what ran just before it was at work."""
 
     phase: str
     lines: list[int]  # of `CodeLine`s, the innermost first; empty: no code of the program
@@ -36,6 +38,9 @@ class StackRow:
     before: bool = False  # not here, but in what ran just before: the phase began since
     callee: str | None = None  # function of a library that the innermost line had called
     leaf: str | None = None  # where that was most often: the innermost function of a library
+    yielded: int = 0
+    yielded_ns: int = 0  # the time that these stand for
+    prior: int | None = None  # of `before`: the only `CodeLine` that can have taken the time
 
 
 @dataclass(frozen=True, slots=True)

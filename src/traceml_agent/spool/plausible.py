@@ -14,7 +14,7 @@ from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
-from traceml_agent.schema.stacks import Stacks
+from traceml_agent.schema.stacks import StackRow, Stacks
 from traceml_agent.spool.format import BadRecord
 
 LAST_STEP = 1 << 36
@@ -226,10 +226,17 @@ def _problem_of_worker_stacks(found: WorkerStacks) -> str | None:
     return "a count that cannot be" if samples > found.samples else None
 
 
+def _lines_of(row: StackRow) -> list[int]:
+    return row.lines if row.prior is None else [*row.lines, row.prior]
+
+
 def _problem_of_stacks(stacks: Stacks) -> str | None:
-    if any(line >= len(stacks.lines) for row in stacks.rows for line in row.lines):
+    most = len(stacks.lines)
+    if any(line >= most for row in stacks.rows for line in _lines_of(row)):
         return "a stack of no line"
-    if any(row.late > row.samples for row in stacks.rows):
+    if any(not row.yielded <= row.late <= row.samples for row in stacks.rows):
+        return "a count that cannot be"
+    if any(row.yielded_ns > row.weight_ns for row in stacks.rows):
         return "a count that cannot be"
     times = sum(row.weight_ns for row in stacks.rows) + sum(stacks.other.values())
     counts = sum(row.samples for row in stacks.rows) + sum(stacks.other_samples.values())

@@ -9,6 +9,7 @@ long, and is seen where it lets go.
 """
 
 import os
+import sys
 import threading
 import time
 from random import Random
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 LATE_NS = 1_000_000
 """A sample that was kept waiting for longer has missed what ran when it was due. Chosen: ten times
 what a thread takes to wake up on a machine at rest."""
+YIELD_PART = 0.9
+"""Of the switch interval. A sample that waited for less did not take the lock: the program let go
+of it. Chosen: clocks and the wake-up of a thread are some 0.1 ms apart."""
 LONGEST_NS = 5_000_000_000
 """Of one sample. Chosen: what is longer was a stopped process, as StallWatch has it."""
 MOST_CPU_SHARE = 0.005
@@ -155,8 +159,10 @@ class StackSampler:
         if before:
             # What ran when it was due has ended: before a phase that is most often the residual.
             name = RESIDUAL if phase >= 0 else UNKNOWN
+        yielded = late and waited_ns < YIELD_PART * 1e9 * sys.getswitchinterval()
         weight_ns = self._interval_ns + min(late_ns, LONGEST_NS)
-        self._open.append(self._tally.seen(frame, name, weight_ns, late=late, before=before))
+        sample = self._tally.seen(frame, name, weight_ns, late=late, before=before, yielded=yielded)
+        self._open.append(sample)
         if len(self._open) >= MOST_OPEN:
             self._settle(at_once=True)
 

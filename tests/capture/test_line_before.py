@@ -1,0 +1,112 @@
+"""Which line ran just before one that was seen, from the bytecode alone."""
+
+import dis
+
+import pytest
+
+from traceml_agent.capture.line_before import Lines
+
+LOOP = """
+def train(loader, model, optimizer, log):
+    step = 0
+    for x, y in loader:  # head
+        x = x * 2
+        loss = model(x)  # forward
+        optimizer.zero_grad()  # zero
+        loss.backward()  # backward
+        optimizer.step()  # update
+        step += 1
+        total = {after}
+        best = step
+    log.close()
+"""
+
+
+def lines_of(text):
+    names = {}
+    exec(compile(text, "t.py", "exec"), names)
+    code = names["train"].__code__
+    comments = {
+        line.rpartition("# ")[2]: number
+        for number, line in enumerate(text.splitlines(), 1)
+        if "# " in line
+    }
+    return Lines(code), code, comments
+
+
+def instruction(code, line, name="CALL"):
+    """Of the last call in a line, or of the begin of a loop."""
+    found, now = 0, 0
+    starts = {start: number for start, _, number in code.co_lines()}
+    for at in dis.get_instructions(code):
+        now = starts.get(at.offset, now)
+        if now == line and name in at.opname:
+            found = at.offset
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("after", "is_named"),
+    [
+        ("sum(i * i for i in range(step))", True),
+        ("[i for i in range(step)]", True),
+        ("metric(step)", True),
+        ("step + 1", False),
+    ],
+)
+def test_the_only_line_behind_the_update_that_can_take_time_is_named(after, is_named):
+    text = LOOP.format(after=after)
+    lines, code, at = lines_of(text)
+    seen = {at["head"], at["forward"], at["zero"], at["backward"], at["update"]}
+    expected = next(n for n, t in enumerate(text.splitlines(), 1) if "total =" in t)
+    found = lines.before(instruction(code, at["head"], "FOR_ITER"), seen)
+    assert found == (expected if is_named else None)
+
+
+def test_a_loop_is_named_before_calls_and_two_loops_are_not_told_apart():
+    text = LOOP.format(after="metric(step); print(step)")
+    text = text.replace("        best = step\n", "        for i in x:\n            best += f(i)\n")
+    lines, code, at = lines_of(text)
+    head = instruction(code, at["head"], "FOR_ITER")
+    inner = next(n for n, t in enumerate(text.splitlines(), 1) if "for i in x" in t)
+    assert lines.before(head, {at["update"]}) == inner
+    two = text.replace("metric(step); print(step)", "[i for i in range(step)]")
+    lines, code, at = lines_of(two)
+    assert lines.before(instruction(code, at["head"], "FOR_ITER"), {at["update"]}) is None
+
+
+def test_between_two_lines_that_were_seen_only_what_lies_there_counts():
+    text = LOOP.format(after="metric(step)").replace("step += 1", "metric(1)")
+    text = text.replace("x = x * 2", "x = clean(x)")
+    lines, code, at = lines_of(text)
+    expected = next(n for n, t in enumerate(text.splitlines(), 1) if "clean(x)" in t)
+    forward = instruction(code, at["forward"])
+    assert lines.before(forward, {at["head"]}) == expected
+    assert lines.before(instruction(code, at["backward"]), {at["zero"]}) is None
+    # Two lines behind the update can have taken it.
+    assert lines.before(instruction(code, at["head"], "FOR_ITER"), {at["update"]}) is None
+
+
+def test_arguments_that_are_made_in_a_loop_belong_to_the_line_itself():
+    text = LOOP.format(after="step").replace("model(x)", "model([i for i in x])")
+    text = text.replace("        x = x * 2\n", "")
+    lines, code, at = lines_of(text)
+    assert lines.before(instruction(code, at["forward"]), {at["head"]}) == at["forward"]
+
+
+@pytest.mark.parametrize("test", ["step < 10", "True"])
+def test_a_while_loop_has_a_round_before_too(test):
+    text = (
+        "def train(model, optimizer):\n"
+        "    step = 0\n"
+        f"    while {test}:\n"
+        "        loss = model(step)  # forward\n"
+        "        optimizer.step()  # update\n"
+        "        step += 1\n"
+        "        total = [i for i in range(step)]\n"
+    )
+    lines, code, at = lines_of(text)
+    seen = {at["forward"], at["update"]}
+    assert lines.before(instruction(code, at["forward"]), seen) == 7
+    assert lines.before(instruction(code, at["update"]), {at["forward"]}) is None
