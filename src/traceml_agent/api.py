@@ -22,6 +22,8 @@ _STARTUP = "traceml_agent.startup"
 """Imported in every process in which the agent is on."""
 PREFIX = "traceml/"
 
+TRACE_FORMATS = ("tree", "dict", "json", "df")
+
 Scalar = str | int | float
 
 
@@ -70,7 +72,7 @@ def flush() -> None:
         from traceml_agent.guard import guard
 
         with guard("flush"):
-            session.recorder.drain()
+            session.flush()
 
 
 def health() -> dict[str, Any]:
@@ -160,19 +162,14 @@ def trace(format: str = "tree", name: str | None = None, last: int | None = None
     Raises ValueError for another format or a negative `last`, and TracemlError for "df" without
     pandas.
     """
-    from traceml_agent.report import spans
+    if format not in TRACE_FORMATS:
+        raise ValueError(f"format is one of {', '.join(TRACE_FORMATS)}, not {format!r}")
+    from traceml_agent.tracing import show
 
-    if format not in spans.FORMATS:
-        raise ValueError(f"format is one of {', '.join(spans.FORMATS)}, not {format!r}")
     tree = _tree()
-    rows = [] if tree is None else [_row(span) for span in tree.spans()]
-    roots = spans.forest(rows, name, last)
-    if format == "tree":
-        return _show(spans.text_of(roots))
-    if format == "df":
-        return spans.frame_of(roots)
-    marks = [] if tree is None else _marks(tree.run)
-    return spans.json_of(roots, marks) if format == "json" else spans.dict_of(roots, marks)
+    flush()
+    found = show(tree, _recording(), format, name, last)
+    return _show(found) if format == "tree" else found
 
 
 class Nothing:
@@ -199,9 +196,12 @@ class _Here:
     """What this process has; a forked child begins anew."""
 
     tree: "Tree | None" = None
+    is_refused = False  # by a setting, which was said
 
     def forget(self) -> None:
-        self.tree = None
+        if self.tree is not None:
+            self.tree = None
+            sys.modules["traceml_agent.capture.scopes"].HERE.begin(None)
 
 
 _HERE = _Here()
@@ -209,12 +209,12 @@ _HERE = _Here()
 
 def _tree() -> "Tree | None":
     """The tree of this process; None where the agent is off."""
-    if _HERE.tree is None and _STARTUP in sys.modules:
-        from traceml_agent.capture.scopes import Tree
-        from traceml_agent.config import resolve
+    if _HERE.tree is None and _STARTUP in sys.modules and not _HERE.is_refused:
+        from traceml_agent.tracing import new_tree
 
+        _HERE.tree = new_tree()
+        _HERE.is_refused = _HERE.tree is None
         os.register_at_fork(after_in_child=_HERE.forget)
-        _HERE.tree = Tree(resolve(os.environ).config.trace_max_spans)
     return _HERE.tree
 
 
@@ -225,20 +225,6 @@ def _loop(name: str, items: Iterable[Item]) -> Iterable[Item]:
     from traceml_agent.capture.scopes import Loop
 
     return Loop(tree, name, items)
-
-
-def _row(span: "Span") -> Any:
-    from traceml_agent.report.spans import Row
-
-    parent = None if span.parent is None else span.parent.id
-    return Row(
-        span.id, parent, span.name, span.index, span.start_ns, span.end_ns, span.cpu_ns,
-        dict(span.attrs), _marks(span),
-    )  # fmt: skip
-
-
-def _marks(span: "Span") -> list[tuple[str, Any, str]]:
-    return [(mark.name, mark.plain_value(), mark.kind) for mark in span.marks()]
 
 
 class Shown:

@@ -1,0 +1,306 @@
+"""SpanLog: turns scopes and marks into records. In whichever thread drains; one at a time.
+
+Nothing of the program is called here: a value that is no plain number or text is written as the
+name of its type, and a scalar on a device once somebody has fetched it.
+"""
+
+import math
+import os
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from traceml_agent.capture.marks import Later, Mark, short
+from traceml_agent.capture.scopes import HERE, OTHER_THREAD, Span, Told, Tree
+from traceml_agent.redact import own_secrets, redact
+from traceml_agent.schema.spans import Marks, MarkSums, Scopes, ScopeSums, Spans
+
+if TYPE_CHECKING:
+    from traceml_agent.schema.records import Record
+
+ROWS_A_DRAIN = 20_000
+"""Closed scopes that one drain takes. Chosen: 0.1 s of work; 40,000 scopes a second with drains
+every half second. The rest waits, and beyond TRACEML_TRACE_MAX_SPANS is lost and counted."""
+ROWS_A_RECORD = 2_000
+OPEN_LOOKED = 1_000
+"""Open scopes that are looked at in a drain, the newest ones."""
+NAMES_SUMMED = 1_000
+"""Names that are summed up apart; a program may put a number into a name."""
+OTHER_NAMES = "(other names)"
+SUMS_EVERY_NS = 1_000_000_000
+LATER_KEPT = 10_000
+TEXTS_KEPT = 4_096
+NESTING = 3
+_JSON_INT = 1 << 63
+
+Noted = tuple[int, str, Mark]
+"""Id of the scope, its name, and the mark."""
+
+
+def take(now: int) -> "list[Record]":
+    """What the scopes of this process have that is not in its spool yet."""
+    tree = HERE.tree
+    if tree is None:
+        return []
+    if tree.log is None:
+        tree.log = SpanLog(tree)
+    everything = HERE.wants_all or HERE.is_leaving
+    records: list[Record] = tree.log.take(now, everything, HERE.is_leaving)
+    return records
+
+
+class SpanLog:
+    """How much of a tree is written."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._texts: dict[tuple[str, str], str] = {}
+        self._secrets = own_secrets()
+        self._later: deque[Noted] = deque(maxlen=LATER_KEPT)
+        self._sums: dict[str, list[int]] = {}  # name: count, total, longest
+        self._mark_sums: dict[tuple[str | None, str], tuple[int, Mark]] = {}
+        self._changed: set[str] = set()
+        self._marks_changed: set[tuple[str | None, str]] = set()
+        self._told_dropped: dict[str, int] = {}
+        self._summed_ns = 0
+
+    def take(self, now: int, everything: bool, is_last: bool) -> "list[Record]":
+        """The records; `everything`: however much there is, and all sums."""
+        fresh = self._tree.fresh
+        room = len(fresh) if everything else min(len(fresh), ROWS_A_DRAIN)
+        closed = [span for span in (self._pop() for _ in range(room)) if span is not None]
+        opened = self._tree.open.copy()
+        looked = islice(reversed(opened.values()), OPEN_LOOKED)
+        left = [span for span in looked if span.end_ns is None]
+        noted: list[Noted] = []
+        new = [span for span in left if span.told is None]
+        for span in (self._tree.run, *closed, *left):
+            self._take_marks(span, noted)
+        for span in closed:
+            self._add_up(span)
+        spans = [*reversed(new), *closed]
+        records: list[Record] = []
+        for begin in range(0, len(spans), ROWS_A_RECORD):
+            records.append(self._spans(spans[begin : begin + ROWS_A_RECORD]))
+        for span in closed:
+            span.told = None
+        noted = [*self._fetched(is_last), *noted]
+        for begin in range(0, len(noted), ROWS_A_RECORD):
+            records.append(self._marks(noted[begin : begin + ROWS_A_RECORD]))
+        return records + self._summed(now, everything)
+
+    def _pop(self) -> Span | None:
+        """A closed span; the deque may lose one meanwhile, but never the last."""
+        try:
+            return self._tree.fresh.popleft()
+        except IndexError:
+            return None
+
+    # Marks
+
+    def _take_marks(self, span: Span, noted: list[Noted]) -> None:
+        told = span.told
+        if told is None:
+            told = span.told = Told()
+        if span.summaries is not None:
+            fresh = span.summaries[told.summaries :]
+            told.summaries += len(fresh)
+            for mark in fresh:
+                self._note(span, mark, noted)
+                self._sum_mark(span, mark)
+        if span.points:
+            points = span.points.copy()
+            found = []
+            for mark in reversed(points):
+                if mark is told.point:
+                    break
+                found.append(mark)
+            told.point = points[-1]
+            for mark in reversed(found):
+                self._note(span, mark, noted)
+
+    def _note(self, span: Span, mark: Mark, noted: list[Noted]) -> None:
+        is_later = isinstance(mark.value, Later) and not mark.value.is_known
+        (self._later if is_later else noted).append((span.id, span.name, mark))
+
+    def _fetched(self, is_last: bool) -> list[Noted]:
+        """Scalars of a device that somebody fetched by now."""
+        found: list[Noted] = []
+        for _ in range(len(self._later)):
+            noted = self._later.popleft()
+            value = noted[2].value
+            if isinstance(value, Later) and (value.is_known or is_last):
+                found.append(noted)
+            else:
+                self._later.append(noted)
+        return found
+
+    # Sums
+
+    def _add_up(self, span: Span) -> None:
+        name = self._text("", span.name)
+        if name not in self._sums and len(self._sums) >= NAMES_SUMMED:
+            name = OTHER_NAMES
+        took = max(0, (span.end_ns or 0) - span.start_ns)
+        sums = self._sums.setdefault(name, [0, 0, 0])
+        sums[0] += 1
+        sums[1] += took
+        sums[2] = max(sums[2], took)
+        self._changed.add(name)
+
+    def _sum_mark(self, span: Span, mark: Mark) -> None:
+        scope = None if span is self._tree.run else self._text("", span.name)
+        key = (scope, self._text("", mark.name))
+        if key not in self._mark_sums and len(self._mark_sums) >= NAMES_SUMMED:
+            return
+        count, _ = self._mark_sums.get(key, (0, mark))
+        self._mark_sums[key] = (count + 1, mark)
+        self._marks_changed.add(key)
+
+    def _summed(self, now: int, everything: bool) -> "list[Record]":
+        dropped = dict(self._tree.dropped)
+        is_new = self._changed or self._marks_changed or dropped != self._told_dropped
+        if not is_new or not (everything or now - self._summed_ns >= SUMS_EVERY_NS):
+            return []
+        self._summed_ns = now
+        rows = [ScopeSums(name, *self._sums[name]) for name in sorted(self._changed)]
+        marks = []
+        for key in sorted(self._marks_changed, key=lambda key: (key[0] or "", key[1])):
+            count, mark = self._mark_sums[key]
+            last, special = self._value(key[1], mark)
+            marks.append(MarkSums(key[1], count, key[0], last, special))
+        self._changed.clear()
+        self._marks_changed.clear()
+        self._told_dropped = dropped
+        return [Scopes(now, rows, marks, dropped)]
+
+    # Columns
+
+    def _spans(self, spans: list[Span]) -> Spans:
+        names = _Names()
+        start_ns = min(span.start_ns for span in spans)
+        ends = [span.end_ns for span in spans]
+        return Spans(
+            start_ns=start_ns,
+            names=names.found,
+            id=[span.id for span in spans],
+            parent=[0 if span.parent is None else span.parent.id for span in spans],
+            name=[names.number(self._text("", span.name)) for span in spans],
+            indexes=[self._index(span.index) for span in spans],
+            begun_ns=[span.start_ns - start_ns for span in spans],
+            duration_ns=[
+                None if end is None else max(0, end - span.start_ns)
+                for span, end in zip(spans, ends, strict=True)
+            ],
+            # Of the same moment as the end: a span may be closed meanwhile.
+            cpu_ns=[
+                None if end is None or span.cpu_ns is None else max(0, span.cpu_ns)
+                for span, end in zip(spans, ends, strict=True)
+            ],
+            phase=[None if span.phase == OTHER_THREAD else span.phase + 1 for span in spans],
+            attrs=self._attrs([span.attrs for span in spans]),
+        )
+
+    def _marks(self, noted: list[Noted]) -> Marks:
+        names = _Names()
+        values: list[Any] = []
+        special: dict[str, str] = {}
+        for row, (_, _, mark) in enumerate(noted):
+            value, word = self._value(mark.name, mark)
+            values.append(value)
+            if word is not None:
+                special[str(row)] = word
+        return Marks(
+            names=names.found,
+            span=[number for number, _, _ in noted],
+            name=[names.number(self._text("", mark.name)) for _, _, mark in noted],
+            at_ns=[mark.monotonic_ns for _, _, mark in noted],
+            values=values,
+            special=special,
+            summary=[row for row, (_, _, m) in enumerate(noted) if m.kind == "summary"],
+            attrs=self._attrs([mark.attrs for _, _, mark in noted]),
+        )
+
+    def _attrs(self, rows: list[Any]) -> dict[str, dict[str, Any]]:
+        return {
+            str(row): {self._text("", n): self._attribute(n, v) for n, v in attrs.copy().items()}
+            for row, attrs in enumerate(rows)
+            if attrs
+        }
+
+    def _attribute(self, name: str, value: Any) -> Any:
+        if type(value) is float and not math.isfinite(value):
+            return str(value)
+        if type(value) in (bool, float, type(None)) or _fits(value):
+            return value
+        return self._text(name, _words(value))
+
+    def _index(self, index: Any) -> Any:
+        return index if index is None or _fits(index) else self._text("", _words(index))
+
+    def _value(self, name: str, mark: Mark) -> tuple[Any, str | None]:
+        """A value as JSON holds it, and a word for those that it does not."""
+        value = mark.value
+        if isinstance(value, Later):
+            value = value.value() if value.is_known else None
+        if type(value) is int and not _fits(value):
+            return None, str(value) if value.bit_length() < 4_096 else None
+        if type(value) is float and not math.isfinite(value):
+            return None, "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+        return (self._text(name, value) if type(value) is str else value), None
+
+    def _text(self, name: str, text: str) -> str:
+        """At most 256 bytes, without what is, or is called, a secret."""
+        key = (name, text)
+        known = self._texts.get(key)
+        if known is None:
+            if len(self._texts) >= TEXTS_KEPT:
+                self._texts.clear()
+            known = short(redact(f"{name}={text}" if name else text, self._secrets))
+            if name:
+                known = known.removeprefix(f"{name}=")
+            self._texts[key] = known
+        return known
+
+
+class _Names:
+    """The names of a record, each once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        """Of a name."""
+        known = self._numbers.setdefault(name, len(self.found))
+        if known == len(self.found):
+            self.found.append(name)
+        return known
+
+
+def _fits(value: Any) -> bool:
+    return type(value) is int and -_JSON_INT <= value < _JSON_INT
+
+
+def _words(value: Any, depth: int = 0) -> str:
+    """A value as text, without calling anything of the program."""
+    kind = type(value)
+    if kind is str:
+        return short(value)
+    if kind is int:
+        return str(value) if value.bit_length() < 4_096 else "<int>"
+    if kind in (bool, float, type(None)):
+        return str(value)
+    if isinstance(value, os.PathLike) and kind.__module__.startswith("pathlib"):
+        return str(value)
+    if depth < NESTING and kind in (list, tuple) and len(value) <= 64:
+        inner = ", ".join(_quoted(item, depth) for item in tuple(value))
+        return f"[{inner}]" if kind is list else f"({inner}{',' if len(value) == 1 else ''})"
+    if depth < NESTING and kind is dict and len(value) <= 64:
+        items = value.copy().items()
+        return f"{{{', '.join(f'{_quoted(k, depth)}: {_quoted(v, depth)}' for k, v in items)}}}"
+    return f"<{kind.__name__}>"
+
+
+def _quoted(value: Any, depth: int) -> str:
+    return repr(value) if type(value) is str else _words(value, depth + 1)
