@@ -90,9 +90,7 @@ def _words(value: Any) -> tuple[str, ...]:
 
 def _outputs(value: Any) -> tuple[str, ...]:
     words = _words(value)
-    if not words or not set(words) <= {"spool", "log", "stdout", "none"}:
-        raise ValueError
-    if "none" in words and len(words) > 1:
+    if not words or not (words == ("none",) or set(words) <= {"spool", "log", "stdout"}):
         raise ValueError
     return words
 

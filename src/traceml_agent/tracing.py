@@ -16,7 +16,6 @@ from traceml_agent.guard import guard
 
 if TYPE_CHECKING:
     from traceml_agent.capture.session import Session
-    from traceml_agent.report.spans import Row
 
 LOGGER = "traceml"
 _KINDS = ("steps", "step_sums", "passes", "loader", "end")
@@ -92,7 +91,7 @@ def show(
     return spans.json_of(roots, marks) if wanted == "json" else spans.dict_of(roots, marks)
 
 
-def _with_automatic(rows: "list[Row]", session: "Session", most: int) -> "list[Row]":
+def _with_automatic(rows: list[Any], session: "Session", most: int) -> list[Any]:
     from traceml_agent.report.automatic import with_automatic
     from traceml_agent.spool.tail import read_tail
 
@@ -105,8 +104,8 @@ def _with_automatic(rows: "list[Row]", session: "Session", most: int) -> "list[R
     return with_automatic(rows, spool, most)
 
 
-def row_of(span: Span, *, wait: bool = True) -> "Row":
-    """A span as a row; without `wait` a scalar that is still on its device is `pending`."""
+def row_of(span: Span, *, wait: bool = True) -> Any:
+    """A span as a `Row`; without `wait` a scalar that is still on its device is `pending`."""
     from traceml_agent.report.spans import Row
 
     return Row(

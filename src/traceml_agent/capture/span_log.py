@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.marks import Later, Mark, short
-from traceml_agent.capture.scopes import HERE, OTHER_THREAD, Span, Told, Tree
+from traceml_agent.capture.scopes import EVICTED, HERE, OTHER_THREAD, Span, Told, Tree
 from traceml_agent.redact import own_secrets, redact
 from traceml_agent.schema.spans import Marks, MarkSums, Scopes, ScopeSums, Spans
 
@@ -158,7 +158,7 @@ class SpanLog:
         self._marks_changed.add(key)
 
     def _summed(self, now: int, everything: bool) -> "list[Record]":
-        dropped = dict(self._tree.dropped)
+        dropped = {n: c for n, c in self._tree.dropped.copy().items() if n != EVICTED}
         is_new = self._changed or self._marks_changed or dropped != self._told_dropped
         if not is_new or not (everything or now - self._summed_ns >= SUMS_EVERY_NS):
             return []

@@ -74,7 +74,7 @@ def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     for node in nodes:
         node.row.end_ns = None if node.end == _OPEN else node.end
         found.append(node.row)
-    found += _phases(nodes)
+    found += _phases(nodes, users)
     for node in (*nodes, *users):
         node.row.parent_id = None if node.parent is None else node.parent.row.id
     _below_phases(nodes, users, {row.id: row for row in found})
@@ -302,12 +302,20 @@ def _is_below(node: _Node, wanted: _Node | None) -> bool:
     return at is wanted
 
 
-def _phases(nodes: Sequence[_Node]) -> list[Row]:
-    """A row for each phase of each step."""
+def _phases(nodes: Sequence[_Node], users: Sequence[_Node]) -> list[Row]:
+    """A row for each phase of each step, not before the first scope that was opened in it."""
+    inner: dict[tuple[int, int], int] = {}
+    for user in users:
+        if user.parent is not None and user.row.phase:
+            key = (user.parent.row.id, user.row.phase - 1)
+            inner[key] = min(user.start, inner.get(key, user.start))
     found = []
     for node in nodes:
         at = node.start
+        left = sum(node.phases.values())
         for phase, length in node.phases.items():
+            at = max(at, min(inner.get((node.row.id, phase), at), node.end - left))
+            left -= length
             number = node.row.id - phase - 1
             row = Row(number, node.row.id, PHASES[phase], None, at, at + length, None, {}, [])
             row.fixed = True

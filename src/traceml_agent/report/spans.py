@@ -189,11 +189,15 @@ def _printable(line: str) -> str:
 
 
 def _mark(name: str, value: Any, kind: str) -> dict[str, Any]:
-    found = {"name": name, "value": value, "kind": kind}
+    return {"name": name, "value": None, "kind": kind} | json_value(value)
+
+
+def json_value(value: Any) -> dict[str, Any]:
+    """`value` as JSON holds it, and `value_nonfinite` where that is null for want of a number."""
     if isinstance(value, float) and not math.isfinite(value):
         word = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-        found |= {"value": None, "value_nonfinite": word}
-    return found
+        return {"value": None, "value_nonfinite": word}
+    return {"value": value}
 
 
 def _plain(value: Any) -> Any:
