@@ -82,7 +82,7 @@ def health() -> dict[str, Any]:
 
     `recording`: whether training was seen; `patches`: name and "active", or why not; `spool`: the
     file, `spool_bytes`: its size so far; `steps`: closed so far; `faults`: errors of the agent by
-    place; `lost`: records, scopes and marks that could not be written or were thinned out; `writer`:
+    place; `lost`: records, scopes and marks that were not written, or thinned out; `writer`:
     "ok" or its error; `scopes`: how many were left out, and why.
     """
     session = _armed()

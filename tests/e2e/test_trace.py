@@ -291,10 +291,8 @@ def test_outputs_stream_a_line_a_closed_scope(tmp_path):
 
 
 def test_none_keeps_everything_in_memory(tmp_path):
-    body = (
-        SHORT
-        + "tell(count=found['span_count'], files=[f for f in os.listdir('.') if 'inductor' not in f])\n"
-    )
+    kept = "files = [f for f in os.listdir('.') if 'inductor' not in f]\n"
+    body = SHORT + kept + "tell(count=found['span_count'], files=files)\n"
     result = run(tmp_path, write(tmp_path, HEAD + body), TRACEML_OUTPUT="none")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"count": 10, "files": ["train.py"]}

@@ -103,15 +103,24 @@ class Span:
         if not self.depth or self.end_ns is not None:
             return
         innermost = _CURRENT.get()
+        tree = self._tree
         if innermost is self:
             if end_ns - self.start_ns >= CPU_LEAST_NS and get_ident() == self._thread:
                 cpu_ns = cpu_clock()
-                self._tree.cpu_reading = (self._thread, end_ns, cpu_ns)
+                tree.cpu_reading = (self._thread, end_ns, cpu_ns)
                 self.cpu_ns = cpu_ns - self._cpu_start
             _CURRENT.set(self.parent)
         else:
             self._close_inner(innermost, end_ns)
-        self._tree.close(self, end_ns)
+        # What `Tree.close` does, without the call.
+        self.end_ns = end_ns
+        tree.open.pop(self.id, None)
+        if len(tree.closed) == tree.most_spans:
+            tree.lose()
+        tree.closed.append(self)
+        tree.fresh.append(self)
+        if tree.on_close is not None:
+            tree.on_close(self)
 
     def _close_inner(self, innermost: "Span | None", end_ns: int) -> None:
         """Closes what was left open inside, such as the scope of a loop that nobody ended."""
@@ -237,14 +246,18 @@ class Tree:
         """Moves a span to the closed ones; the oldest of too many is lost."""
         span.end_ns = end_ns
         self.open.pop(span.id, None)
-        if len(self.closed) == self.closed.maxlen:
-            self.dropped[EVICTED] += 1
+        if len(self.closed) == self.most_spans:
+            self.lose()
         self.closed.append(span)
-        if len(self.fresh) == self.fresh.maxlen and self.log is not None:
-            self.dropped[NOT_WRITTEN] += 1
         self.fresh.append(span)
         if self.on_close is not None:
             self.on_close(span)
+
+    def lose(self) -> None:
+        """Counts a span that gives way to another one."""
+        self.dropped[EVICTED] += 1
+        if len(self.fresh) == self.most_spans and self.log is not None:
+            self.dropped[NOT_WRITTEN] += 1
 
     def drop(self, reason: str) -> None:
         """Counts what is not kept; the first one of a kind is told."""

@@ -7,6 +7,7 @@ name of its type, and a scalar on a device once somebody has fetched it.
 import math
 import os
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +34,11 @@ TEXTS_KEPT = 4_096
 NESTING = 3
 _JSON_INT = 1 << 63
 
-Noted = tuple[int, str, Mark]
-"""Id of the scope, its name, and the mark."""
+NOTHING_TOLD = Told()
+"""Of all scopes without marks."""
+
+Noted = tuple[int, Mark]
+"""Id of the scope, and the mark."""
 
 
 def take(now: int) -> "list[Record]":
@@ -75,9 +79,11 @@ class SpanLog:
         noted: list[Noted] = []
         new = [span for span in left if span.told is None]
         for span in (self._tree.run, *closed, *left):
-            self._take_marks(span, noted)
-        for span in closed:
-            self._add_up(span)
+            if span.points or span.summaries:
+                self._take_marks(span, noted)
+            elif span.told is None:
+                span.told = NOTHING_TOLD
+        self._add_up(closed)
         spans = [*reversed(new), *closed]
         records: list[Record] = []
         for begin in range(0, len(spans), ROWS_A_RECORD):
@@ -100,7 +106,11 @@ class SpanLog:
 
     def _take_marks(self, span: Span, noted: list[Noted]) -> None:
         told = span.told
-        if told is None:
+        if told is None or told is NOTHING_TOLD:
+            if span.end_ns is not None and not span.summaries:  # the usual one
+                for mark in span.points or ():
+                    self._note(span, mark, noted)
+                return
             told = span.told = Told()
         if span.summaries is not None:
             fresh = span.summaries[told.summaries :]
@@ -109,26 +119,28 @@ class SpanLog:
                 self._note(span, mark, noted)
                 self._sum_mark(span, mark)
         if span.points:
-            points = span.points.copy()
-            found = []
-            for mark in reversed(points):
-                if mark is told.point:
-                    break
-                found.append(mark)
-            told.point = points[-1]
-            for mark in reversed(found):
+            points = list(span.points.copy())
+            if told.point is not None:
+                at = next((i for i in range(len(points), 0, -1) if points[i - 1] is told.point), 0)
+                del points[:at]
+            if points:
+                told.point = points[-1]
+            for mark in points:
                 self._note(span, mark, noted)
 
     def _note(self, span: Span, mark: Mark, noted: list[Noted]) -> None:
-        is_later = isinstance(mark.value, Later) and not mark.value.is_known
-        (self._later if is_later else noted).append((span.id, span.name, mark))
+        value = mark.value
+        if type(value) is Later and not value.is_known:
+            self._later.append((span.id, mark))
+        else:
+            noted.append((span.id, mark))
 
     def _fetched(self, is_last: bool) -> list[Noted]:
         """Scalars of a device that somebody fetched by now."""
         found: list[Noted] = []
         for _ in range(len(self._later)):
             noted = self._later.popleft()
-            value = noted[2].value
+            value = noted[1].value
             if isinstance(value, Later) and (value.is_known or is_last):
                 found.append(noted)
             else:
@@ -137,16 +149,19 @@ class SpanLog:
 
     # Sums
 
-    def _add_up(self, span: Span) -> None:
-        name = self._text("", span.name)
-        if name not in self._sums and len(self._sums) >= NAMES_SUMMED:
-            name = OTHER_NAMES
-        took = max(0, (span.end_ns or 0) - span.start_ns)
-        sums = self._sums.setdefault(name, [0, 0, 0])
-        sums[0] += 1
-        sums[1] += took
-        sums[2] = max(sums[2], took)
-        self._changed.add(name)
+    def _add_up(self, closed: list[Span]) -> None:
+        took: dict[str, list[int]] = {}
+        for span in closed:
+            took.setdefault(span.name, []).append((span.end_ns or span.start_ns) - span.start_ns)
+        for raw, durations in took.items():
+            name = self._text("", raw)
+            if name not in self._sums and len(self._sums) >= NAMES_SUMMED:
+                name = OTHER_NAMES
+            sums = self._sums.setdefault(name, [0, 0, 0])
+            sums[0] += len(durations)
+            sums[1] += sum(durations)
+            sums[2] = max(sums[2], *durations)
+            self._changed.add(name)
 
     def _sum_mark(self, span: Span, mark: Mark) -> None:
         scope = None if span is self._tree.run else self._text("", span.name)
@@ -177,7 +192,7 @@ class SpanLog:
     # Columns
 
     def _spans(self, spans: list[Span]) -> Spans:
-        names = _Names()
+        names = _Names(self._text)
         start_ns = min(span.start_ns for span in spans)
         ends = [span.end_ns for span in spans]
         return Spans(
@@ -185,7 +200,7 @@ class SpanLog:
             names=names.found,
             id=[span.id for span in spans],
             parent=[0 if span.parent is None else span.parent.id for span in spans],
-            name=[names.number(self._text("", span.name)) for span in spans],
+            name=[names.numbers[span.name] for span in spans],
             indexes=[self._index(span.index) for span in spans],
             begun_ns=[span.start_ns - start_ns for span in spans],
             duration_ns=[
@@ -202,31 +217,38 @@ class SpanLog:
         )
 
     def _marks(self, noted: list[Noted]) -> Marks:
-        names = _Names()
+        names = _Names(self._text)
         values: list[Any] = []
         special: dict[str, str] = {}
-        for row, (_, _, mark) in enumerate(noted):
-            value, word = self._value(mark.name, mark)
+        for row, (_, mark) in enumerate(noted):
+            value = mark.value
+            if type(value) is not float or value - value != 0:  # all but a finite one
+                value, word = self._value(mark.name, mark)
+                if word is not None:
+                    special[str(row)] = word
             values.append(value)
-            if word is not None:
-                special[str(row)] = word
         return Marks(
             names=names.found,
-            span=[number for number, _, _ in noted],
-            name=[names.number(self._text("", mark.name)) for _, _, mark in noted],
-            at_ns=[mark.monotonic_ns for _, _, mark in noted],
+            span=[number for number, _ in noted],
+            name=[names.numbers[mark.name] for _, mark in noted],
+            at_ns=[mark.monotonic_ns for _, mark in noted],
             values=values,
             special=special,
-            summary=[row for row, (_, _, m) in enumerate(noted) if m.kind == "summary"],
-            attrs=self._attrs([mark.attrs for _, _, mark in noted]),
+            summary=[row for row, (_, m) in enumerate(noted) if m.kind == "summary"],
+            attrs=self._attrs([mark.attrs for _, mark in noted]),
         )
 
     def _attrs(self, rows: list[Any]) -> dict[str, dict[str, Any]]:
-        return {
-            str(row): {self._text("", n): self._attribute(n, v) for n, v in attrs.copy().items()}
-            for row, attrs in enumerate(rows)
-            if attrs
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for row, attrs in enumerate(rows):
+            if attrs:
+                found[str(row)] = {
+                    self._text("", name): value
+                    if type(value) is bool or _fits(value)
+                    else self._attribute(name, value)
+                    for name, value in dict(attrs).items()
+                }
+        return found
 
     def _attribute(self, name: str, value: Any) -> Any:
         if type(value) is float and not math.isfinite(value):
@@ -264,18 +286,22 @@ class SpanLog:
 
 
 class _Names:
-    """The names of a record, each once."""
+    """The names of a record, each once; `numbers` by the name as the program has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, text: Callable[[str, str], str]) -> None:
         self.found: list[str] = []
-        self._numbers: dict[str, int] = {}
+        self.numbers = _Numbers(self.found, text)
 
-    def number(self, name: str) -> int:
-        """Of a name."""
-        known = self._numbers.setdefault(name, len(self.found))
-        if known == len(self.found):
-            self.found.append(name)
-        return known
+
+class _Numbers(dict[str, int]):
+    def __init__(self, found: list[str], text: Callable[[str, str], str]) -> None:
+        self._found, self._text = found, text
+
+    def __missing__(self, name: str) -> int:
+        """A name that is new in this record."""
+        self[name] = len(self._found)
+        self._found.append(self._text("", name))
+        return self[name]
 
 
 def _fits(value: Any) -> bool:

@@ -256,7 +256,8 @@ def _lean_on_steps(users: Sequence[_Node], steps: Sequence[_Node]) -> None:
         at = bisect_right(starts, user.start)
         if at < len(starts) and starts[at] <= user.start + SLACK_NS:
             step = steps[at]
-            if step.start < user.end <= step.end:
+            # One that has room for all phases holds the step, and is not held by it.
+            if step.start < user.end < step.least:
                 user.start = step.start
 
 
