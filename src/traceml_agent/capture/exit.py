@@ -131,6 +131,8 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     if SESSION.tracker.device is not None:
         with guard("device events"):
             SESSION.tracker.device.resolve()
+        if SESSION.tracker.device.is_idle and HERE.tree is not None and HERE.tree.has_later:
+            _within(leave_by, "marks on a device", HERE.tree.fetch)
     cost = recorder.overhead(SESSION.hot_path_ns())
     if _within(leave_by, "last records", lambda: recorder.finish(cost, end)):
         return True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from traceml_agent.capture.marks import PLAIN, Mark, plain
+from traceml_agent.capture.marks import PLAIN, Later, Mark, plain
 from traceml_agent.capture.say import say
 
 DEEPEST = 64
@@ -217,6 +217,7 @@ class Tree:
         self.fresh: deque[Span] = deque(maxlen=most_spans)  # closed, and not in the spool yet
         self.cpu_reading = (0, 0, 0)  # thread, when, and CPU time
         self.on_close: Callable[[Span], None] | None = None
+        self.has_later = False  # scalars on a device were marked
         self.log: Any = None  # a SpanLog once there is a spool
         self.dropped: Counter[str] = Counter()
         self.run = Span(self, "run", None, {})  # of marks outside any scope
@@ -227,6 +228,8 @@ class Tree:
         """Attaches a mark to the innermost open scope, or to the run."""
         if type(value) not in PLAIN:
             value = plain(name, value)
+            if type(value) is Later:
+                self.has_later = True
         span = _CURRENT.get()
         if span is None or span._tree is not self:
             span = self.run
@@ -264,6 +267,12 @@ class Tree:
         self.dropped[reason] += 1
         if self.dropped[reason] == 1 and reason == TOO_DEEP:
             say(f"scopes beyond {DEEPEST} within one another are not kept")
+
+    def fetch(self) -> None:
+        """Waits for the scalars on a device that nobody has fetched yet."""
+        for span in (self.run, *self.spans()):
+            for mark in span.marks():
+                mark.plain_value()
 
     def spans(self) -> list[Span]:
         """Closed and open ones, by number."""

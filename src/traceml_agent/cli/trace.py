@@ -1,6 +1,7 @@
 """`traceml-agent trace`: the tree of spans of one process of a run, as `trace()` shows it."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def _execute(arguments: argparse.Namespace) -> int:
     if arguments.last is not None and arguments.last < 0:
         raise NoRun(f"--last is a number of spans from 0 on, not {arguments.last}")
     run_dir = part_of_run(arguments.run, "trace")
-    most = resolve({}).config.trace_max_spans
+    most = resolve(os.environ).config.trace_max_spans
     rows, marks = rows_in((spool := _spool(run_dir, arguments.rank)).spans, most)
     roots = spans.forest(
         newest(with_automatic(rows, spool, most), most), arguments.name, arguments.last

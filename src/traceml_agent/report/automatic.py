@@ -20,6 +20,7 @@ batch = next(batches)`. Chosen: some calls of Python on a busy machine."""
 EPOCH, EVALUATION, STEP = "epoch", "evaluation", "step"
 _IDS = 10  # of a step: its own, then eight phases, then one for a pass
 _OPEN = 1 << 62
+_DEEPEST = 1_000
 
 
 @dataclass(slots=True)
@@ -63,10 +64,12 @@ def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     users = [
         _of_user(row) for row in rows if row.phase is not None and row.parent_id not in elsewhere
     ]
-    epochs = _epochs(spool, steps, trainings, evaluations, users)
+    latest = max([one.start for one in passes] + [node.end for node in steps[-1:]])
+    ends = {one.order: _end_of(one, latest, spool.end is not None) for one in evaluations}
+    epochs = _epochs(spool, steps, trainings, evaluations, users, ends)
     own_epochs = _Epochs(users)
     nodes += [node for node in epochs if not own_epochs.hold(node.start)]
-    nodes += [_evaluation(found, number, spool) for number, found in enumerate(evaluations)]
+    nodes += [_evaluation(e, number, ends[e.order]) for number, e in enumerate(evaluations)]
     _begin_with_pass(steps, trainings)
     _lean_on_steps(users, steps)
     _place([*nodes, *users])
@@ -159,20 +162,16 @@ def _is_training(spool: Spool, one: _Pass) -> bool:
     return one.end is None and spool.loaders[one.loader].role == "train"
 
 
-def _evaluation(one: _Pass, number: int, spool: Spool) -> _Node:
-    end = _end_of(one, spool)
+def _evaluation(one: _Pass, number: int, end: int) -> _Node:
     row = Row(-_IDS * one.order - 9, None, EVALUATION, number, one.start, None, None, {}, [])
     return _Node(row, one.start, end, one.known_end, {})
 
 
-def _end_of(one: _Pass, spool: Spool) -> int:
+def _end_of(one: _Pass, latest: int, is_over: bool) -> int:
     """Of a pass; one that has no end was left, or the process was."""
     if one.end is not None:
         return one.end
-    later = any(
-        start > one.last for record in spool.spans.passes for start in record.start_ns
-    ) or any(batch.start_ns + sum(batch.duration_ns) > one.last for batch in spool.batches)
-    return one.last if later or spool.end is not None else _OPEN
+    return one.last if latest > one.last or is_over else _OPEN
 
 
 def _epochs(
@@ -181,6 +180,7 @@ def _epochs(
     trainings: Sequence[_Pass],
     evaluations: Sequence[_Pass],
     users: Sequence[_Node],
+    ends_of: dict[int, int],
 ) -> list[_Node]:
     """An epoch lasts until the next one begins; the last one as long as what belongs to it."""
     found = []
@@ -188,7 +188,7 @@ def _epochs(
     for number, one in enumerate(trainings):
         after = trainings[number + 1].start if number + 1 < len(trainings) else None
         inner = [e for e in evaluations if one.start <= e.start and (not after or e.start < after)]
-        ends = [_end_of(e, spool) for e in inner]
+        ends = [ends_of[e.order] for e in inner]
         least = max([one.known_end, *(e.known_end for e in inner)])
         if after is not None:
             end = max(after, one.start)
@@ -298,7 +298,9 @@ def _around_scope(node: _Node, around: Sequence[_Node], known: dict[int, _Node])
 
 def _is_below(node: _Node, wanted: _Node | None) -> bool:
     at: _Node | None = node
-    while at is not None and at is not wanted:
+    for _ in range(_DEEPEST):  # a damaged spool may go round
+        if at is None or at is wanted:
+            break
         at = at.parent
     return at is wanted
 

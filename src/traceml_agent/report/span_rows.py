@@ -53,9 +53,10 @@ def _rows(record: Spans) -> Iterator[Row]:
         duration = record.duration_ns[row]
         yield Row(
             id=number,
-            parent_id=record.parent[row] or None,
+            # A scope is opened after the one around it: a damaged spool may go round.
+            parent_id=parent if 0 < (parent := record.parent[row]) < number else None,
             name=record.names[record.name[row]],
-            index=record.indexes[row],
+            index=_scalar(record.indexes[row]),
             start_ns=start,
             end_ns=None if duration is None else start + duration,
             cpu_ns=record.cpu_ns[row],
@@ -77,10 +78,14 @@ def _marks(record: Marks, summary: frozenset[int]) -> Sequence[Found]:
     ]
 
 
+def _scalar(index: Any) -> Any:
+    return index if index is None or type(index) is int else str(index)
+
+
 def value_of(value: Any, special: str | None) -> Any:
     """What was marked: JSON has no infinity and no integer of any length."""
     if special is None:
-        return value
+        return value if isinstance(value, (bool, int, float, str)) else None
     if special in ("nan", "inf", "-inf"):
         return float(special)
     return int(special) if special.lstrip("-").isdecimal() and len(special) < 1_300 else None

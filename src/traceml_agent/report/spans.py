@@ -92,7 +92,9 @@ def _parent_of(row: Row, known: dict[int, Row]) -> int | None:
     if row.fixed:
         return row.parent_id
     number = row.parent_id
-    while number is not None and number in known:
+    for _ in known:  # a damaged spool may go round
+        if number is None or number not in known:
+            break
         parent = known[number]
         if parent.end_ns is None or (row.end_ns is not None and row.end_ns <= parent.end_ns):
             return number
@@ -105,7 +107,9 @@ def _is_below(
 ) -> bool:
     """Whether a span, or one around it, has this name."""
     at: int | None = number
-    while at is not None and at in known:
+    for _ in known:
+        if at is None or at not in known:
+            break
         if known[at].name == name:
             return True
         at = parents[at]
