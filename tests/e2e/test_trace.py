@@ -161,6 +161,7 @@ def check_other_formats(tmp_path, found):
 
 def check_summary(result):
     summary = result.summary
+    assert summary["traceml_agent"]["faults"] == []
     rows = {row["name"]: row for row in summary["scopes"]}
     assert {name: row["count"] for name, row in rows.items()} == {
         "work": 8, "inside": 12, "validate": 2, "in a thread": 1, "a": 1, "b": 1, "failed": 1,

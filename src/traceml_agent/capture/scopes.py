@@ -221,7 +221,7 @@ class Tree:
         self.log: Any = None  # a SpanLog once there is a spool
         self.dropped: Counter[str] = Counter()
         self.run = Span(self, "run", None, {})  # of marks outside any scope
-        self.run.id, self.run.told = 0, None
+        self.run.id, self.run.told, self.run.end_ns = 0, None, None
         self.run.points = self.run.summaries = None
 
     def mark(self, name: str, value: Any, kind: str, attrs: Attrs) -> None:
