@@ -255,7 +255,7 @@ class SpanLog:
             return str(value)
         if type(value) in (bool, float, type(None)) or _fits(value):
             return value
-        return self._text(name, _words(value))
+        return _words(value) if type(value) is int else self._text(name, _words(value))
 
     def _index(self, index: Any) -> Any:
         return index if index is None or _fits(index) else self._text("", _words(index))
