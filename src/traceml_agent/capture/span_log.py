@@ -278,10 +278,8 @@ class SpanLog:
         if known is None:
             if len(self._texts) >= TEXTS_KEPT:
                 self._texts.clear()
-            known = short(redact(f"{name}={text}" if name else text, self._secrets))
-            if name:
-                known = known.removeprefix(f"{name}=")
-            self._texts[key] = known
+            known = redact(f"{name}={text}" if name else text, self._secrets)
+            known = self._texts[key] = short(known.removeprefix(f"{name}=") if name else known)
         return known
 
 
