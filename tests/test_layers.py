@@ -34,7 +34,8 @@ LAYERS: dict[str, set[str]] = {
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
     "integrations": {"capture", "schema"},
-    "api": FOUNDATION | {"capture"},
+    "api": FOUNDATION | {"capture", "tracing"},
+    "tracing": FOUNDATION | {"capture", "spool"},
     "__init__": {"version", "api"},
     "__main__": {"cli"},
 }
@@ -52,7 +53,8 @@ BRIDGES = {
     ("capture/exit.py", "report.render.text"),
     ("api.py", "report.fold"),
     ("api.py", "report.scalars"),
-    ("api.py", "report.spans"),
+    ("tracing.py", "report.spans"),
+    ("tracing.py", "report.automatic"),
 }
 """Imports against the order of the layers; inside functions, so that training never loads them."""
 

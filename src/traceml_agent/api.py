@@ -22,6 +22,8 @@ _STARTUP = "traceml_agent.startup"
 """Imported in every process in which the agent is on."""
 PREFIX = "traceml/"
 
+TRACE_FORMATS = ("tree", "dict", "json", "df")
+
 Scalar = str | int | float
 
 
@@ -64,13 +66,14 @@ def summary(print_text: bool = False) -> dict[str, Scalar] | None:
 
 
 def flush() -> None:
-    """Writes what is known of the closed steps to the spool now, not within half a second."""
+    """Writes what is known of closed steps, scopes and marks to the spool now, not within half a
+    second."""
     session = _recording()
     if session is not None and session.recorder is not None:
         from traceml_agent.guard import guard
 
         with guard("flush"):
-            session.recorder.drain()
+            session.flush()
 
 
 def health() -> dict[str, Any]:
@@ -79,8 +82,8 @@ def health() -> dict[str, Any]:
 
     `recording`: whether training was seen; `patches`: name and "active", or why not; `spool`: the
     file, `spool_bytes`: its size so far; `steps`: closed so far; `faults`: errors of the agent by
-    place; `lost`: records that could not be written by kind; `writer`: "ok" or its error; `scopes`:
-    how many were left out, and why.
+    place; `lost`: records, scopes and marks that were not written, or thinned out; `writer`:
+    "ok" or its error; `scopes`: how many were left out, and why.
     """
     session = _armed()
     if session is None:
@@ -114,6 +117,10 @@ def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing"
     out and counted. A scope is closed when its block is left, also by an exception, and with it
     whatever was left open inside. The newest 100,000 closed ones are kept
     (TRACEML_TRACE_MAX_SPANS). `attrs` are kept as they are.
+
+    In a process that trains, closed ones go to its spool within half a second, and those of one
+    name are summed up in the summary; in any other process they stay in memory. TRACEML_OUTPUT
+    streams a line for each to the logger `traceml` or to stdout, or keeps all of it in memory.
     """
     tree = _HERE.tree or _tree()
     return NOTHING if tree is None else tree.make(tree, name, index, attrs)
@@ -122,7 +129,8 @@ def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing"
 def mark(name: str, value: Any, *, kind: str = "point", **attrs: Any) -> None:
     """Notes a value in the innermost open scope, or in the run where none is open.
 
-    One number or text: of Python, numpy or torch. A tensor on a device is copied there and fetched
+    One number or text: of Python, numpy or torch. The last value of each name of kind "summary" is
+    in the summary of the run. A tensor on a device is copied there and fetched
     when `trace` is called, so that nothing waits here. Text is cut to 256 bytes. A scope keeps its
     newest 1,024 marks of kind "point" and all of kind "summary".
 
@@ -147,12 +155,22 @@ def batches(iterable: Iterable[Item]) -> Iterable[Item]:
 
 
 def trace(format: str = "tree", name: str | None = None, last: int | None = None) -> Any:
-    """The scopes of this process so far, those that are open too.
+    """The scopes of this process so far, those that are open too, within the epochs, evaluations,
+    steps and phases of its training.
+
+    Those are made from what was recorded. Going through a DataLoader while steps close is an
+    epoch, anything else an evaluation within it; a program that opens scopes named `epoch` has no
+    others. A phase of a step is the sum of its parts, and phases stand one after another: when
+    their parts began is not recorded. A scope that was opened in a phase lies below it. The first
+    step of an epoch is shown without what came between the epochs. Automatic spans have negative
+    ids, and there are none where nothing is recorded; with the scopes there are at most
+    TRACEML_TRACE_MAX_SPANS, the newest. `traceml-agent trace RUN` shows the same from the spools.
 
     `format`: "tree" prints one line a scope and returns None (in a Jupyter notebook it returns an
     object that shows itself instead); "dict" returns the `roots`, their `span_count`, and the
     `marks` outside any scope; a node with id, parent_id, name, index, start_ns and end_ns
-    (monotonic clock), wall_us, cpu_ns (of its thread), gpu_ns and memory_peak_bytes (not measured
+    (monotonic clock), wall_us, cpu_ns (of its thread, within 10 us;
+    None below 100 us), gpu_ns and memory_peak_bytes (not measured
     yet: None), attrs, marks, children; "json"
     the same as text; "df" a pandas data frame with a row a scope. `name` keeps the scopes of that
     name and all below them, `last` the N of these that were closed most recently.
@@ -160,19 +178,14 @@ def trace(format: str = "tree", name: str | None = None, last: int | None = None
     Raises ValueError for another format or a negative `last`, and TracemlError for "df" without
     pandas.
     """
-    from traceml_agent.report import spans
+    if format not in TRACE_FORMATS:
+        raise ValueError(f"format is one of {', '.join(TRACE_FORMATS)}, not {format!r}")
+    from traceml_agent.tracing import show
 
-    if format not in spans.FORMATS:
-        raise ValueError(f"format is one of {', '.join(spans.FORMATS)}, not {format!r}")
     tree = _tree()
-    rows = [] if tree is None else [_row(span) for span in tree.spans()]
-    roots = spans.forest(rows, name, last)
-    if format == "tree":
-        return _show(spans.text_of(roots))
-    if format == "df":
-        return spans.frame_of(roots)
-    marks = [] if tree is None else _marks(tree.run)
-    return spans.json_of(roots, marks) if format == "json" else spans.dict_of(roots, marks)
+    flush()
+    found = show(tree, _recording(), format, name, last)
+    return _show(found) if format == "tree" else found
 
 
 class Nothing:
@@ -199,9 +212,12 @@ class _Here:
     """What this process has; a forked child begins anew."""
 
     tree: "Tree | None" = None
+    is_refused = False  # by a setting, which was said
 
     def forget(self) -> None:
-        self.tree = None
+        if self.tree is not None:
+            self.tree = None
+            sys.modules["traceml_agent.capture.scopes"].HERE.begin(None)
 
 
 _HERE = _Here()
@@ -209,12 +225,12 @@ _HERE = _Here()
 
 def _tree() -> "Tree | None":
     """The tree of this process; None where the agent is off."""
-    if _HERE.tree is None and _STARTUP in sys.modules:
-        from traceml_agent.capture.scopes import Tree
-        from traceml_agent.config import resolve
+    if _HERE.tree is None and _STARTUP in sys.modules and not _HERE.is_refused:
+        from traceml_agent.tracing import new_tree
 
+        _HERE.tree = new_tree()
+        _HERE.is_refused = _HERE.tree is None
         os.register_at_fork(after_in_child=_HERE.forget)
-        _HERE.tree = Tree(resolve(os.environ).config.trace_max_spans)
     return _HERE.tree
 
 
@@ -225,20 +241,6 @@ def _loop(name: str, items: Iterable[Item]) -> Iterable[Item]:
     from traceml_agent.capture.scopes import Loop
 
     return Loop(tree, name, items)
-
-
-def _row(span: "Span") -> Any:
-    from traceml_agent.report.spans import Row
-
-    parent = None if span.parent is None else span.parent.id
-    return Row(
-        span.id, parent, span.name, span.index, span.start_ns, span.end_ns, span.cpu_ns,
-        dict(span.attrs), _marks(span),
-    )  # fmt: skip
-
-
-def _marks(span: "Span") -> list[tuple[str, Any, str]]:
-    return [(mark.name, mark.plain_value(), mark.kind) for mark in span.marks()]
 
 
 class Shown:

@@ -88,6 +88,13 @@ def _words(value: Any) -> tuple[str, ...]:
     return names
 
 
+def _outputs(value: Any) -> tuple[str, ...]:
+    words = _words(value)
+    if not words or not (words == ("none",) or set(words) <= {"spool", "log", "stdout"}):
+        raise ValueError
+    return words
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The resolved settings. The variable of a field is TRACEML_ and its name in capitals."""
@@ -203,6 +210,13 @@ class Config:
         "How many closed scopes of the program are kept in memory, some 400 bytes each; the oldest "
         "ones are lost.",
     )
+    output: tuple[str, ...] = setting(
+        ("spool",),
+        _outputs,
+        "spool, log, stdout with commas between them, or none",
+        "Where recording goes: the spool of the run; a line a closed scope to the logger `traceml` "
+        "or to stdout; or nowhere, for `trace()` alone. A wrong one turns the agent off.",
+    )
     skip: tuple[str, ...] = setting(
         (),
         _words,
@@ -231,6 +245,7 @@ class Resolved:
     config: Config
     origins: dict[str, str]  # field -> "default", "TRACEML_DIR", "/path/pyproject.toml"
     problems: tuple[str, ...]
+    refusal: str | None = None  # why nothing may be recorded at all
 
 
 def resolve(environ: Mapping[str, str], directory: Path | None = None) -> Resolved:
@@ -238,6 +253,7 @@ def resolve(environ: Mapping[str, str], directory: Path | None = None) -> Resolv
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
+    refusal: str | None = None
     file_values, file_name = _file_settings(directory, problems)
     for item in dataclasses.fields(Config):
         name, variable = item.name, PREFIX + item.name.upper()
@@ -255,11 +271,13 @@ def resolve(environ: Mapping[str, str], directory: Path | None = None) -> Resolv
                 shown = shown if len(shown) <= 60 else shown[:57] + "..."
                 where = variable if origin == variable else f"{name} in {origin}"
                 problems.append(f"{where}={shown} is not {item.metadata['accepts']}; not used")
+                if name == "output":  # whoever says where data goes must not be misunderstood
+                    refusal = f"{_one_line(problems.pop())[:-10]}; nothing is recorded"
                 continue
             origins[name] = origin
             break
     problems.extend(_unknown_variables(environ))
-    return Resolved(Config(**values), origins, tuple(map(_one_line, problems)))
+    return Resolved(Config(**values), origins, tuple(map(_one_line, problems)), refusal)
 
 
 def _one_line(problem: str) -> str:

@@ -32,6 +32,7 @@ mark("outside", 7)
 for epoch in epochs(range(2)):
     with scope("load", shard=3):
         mark("rows", 10)
+        time.sleep(0.002)
     for batch in batches("ab"):
         mark("loss", 0.5)
         mark("loss", 0.25)
@@ -61,7 +62,9 @@ def test_loops_and_scopes_nest(tmp_path):
     ]
     assert first["wall_us"] == pytest.approx((first["end_ns"] - first["start_ns"]) / 1e3)
     assert sum(child["wall_us"] for child in first["children"]) <= first["wall_us"]
-    assert first["gpu_ns"] is None and first["cpu_ns"] >= 0
+    assert first["gpu_ns"] is None
+    assert 0 <= load["cpu_ns"] <= first["cpu_ns"] + 10_000
+    assert first["cpu_ns"] <= first["end_ns"] - first["start_ns"] + 10_000
 
 
 def test_without_the_agent_nothing_is_kept_and_nothing_changes(tmp_path):
@@ -231,7 +234,7 @@ last = trace("dict", last=3)
 tell(kept=[n["index"] for n in found["roots"]], marks=len(found["roots"][0]["marks"]),
      first=found["roots"][0]["marks"][0]["value"],
      last=[n["index"] for n in last["roots"]], none=trace("dict", last=0)["span_count"],
-     lost=traceml.api._HERE.tree.dropped)
+     lost=traceml.api._HERE.tree.dropped)  # torch is not imported: health() knows nothing
 """
 
 

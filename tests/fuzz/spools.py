@@ -52,6 +52,7 @@ from traceml_agent.schema.records import (
     Steps,
 )
 from traceml_agent.schema.retained import Retained, RetainedTensors
+from traceml_agent.schema.spans import Marks, MarkSums, Passes, Scopes, ScopeSums, Spans
 from traceml_agent.schema.stacks import CodeLine, StackRow, Stacks
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
 from traceml_agent.spool.digest import DigestWriter, packed
@@ -367,6 +368,43 @@ def every_kind() -> list[Record]:
             ],
             {"backward": 150 * MS},
             {"backward": 3},
+        ),
+        Spans(
+            FIRST_STEP_NS,
+            ["epoch", "load"],
+            [1, 2, 3],
+            [0, 1, 1],
+            [0, 1, 1],
+            [0, None, "shard-7"],
+            [0, MS, 30 * MS],
+            [None, 9 * MS, 8 * MS],
+            [None, 5 * MS, None],
+            [0, 1, None],
+            {"1": {"shard": 3, "path": "a.bin"}},
+        ),
+        Marks(
+            ["loss", "best"],
+            [2, 2, 0],
+            [0, 0, 1],
+            [FIRST_STEP_NS + 2 * MS, FIRST_STEP_NS + 3 * MS, FIRST_STEP_NS + 4 * MS],
+            [0.5, None, "b"],
+            {"1": "nan"},
+            [2],
+            {"0": {"head": 1}},
+        ),
+        Passes(
+            [0, 1],
+            [0, 0],
+            [FIRST_STEP_NS, FIRST_STEP_NS + 99 * MS],
+            [FIRST_STEP_NS + 98 * MS, None],
+            [FIRST_STEP_NS + 97 * MS, FIRST_STEP_NS + 99 * MS],
+            [24, 2],
+        ),
+        Scopes(
+            FIRST_STEP_NS + 99 * MS,
+            [ScopeSums("epoch", 1, 80 * MS, 80 * MS), ScopeSums("load", 2, 17 * MS, 9 * MS)],
+            [MarkSums("best", 1, None, "b"), MarkSums("acc", 3, "epoch", None, "nan")],
+            {"spans_not_written": 3},
         ),
         Samples(
             "process",

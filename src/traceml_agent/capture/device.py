@@ -93,6 +93,11 @@ class DeviceTimer:
             used[id(start)] = start
             self._pool.extend(used.values())
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the device is done with all steps that were closed."""
+        return not self._pending
+
     def _record(self) -> Any:
         event = self._pool.pop() if self._pool else self._cuda.Event(enable_timing=True)
         event.record()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.nothing import say_why_nothing
 from traceml_agent.capture.say import say, takes_unicode
+from traceml_agent.capture.scopes import HERE
 from traceml_agent.capture.session import SESSION, Session
 from traceml_agent.guard import guard, or_none
 
@@ -120,6 +121,7 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     SESSION.look(at_end=True)
     if SESSION.loaders is not None:
         SESSION.loaders.is_last = True
+    HERE.is_leaving = True
     with guard("last step"):
         SESSION.tracker.finish()
     if _LEAVING.loop is not None:
@@ -129,6 +131,8 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     if SESSION.tracker.device is not None:
         with guard("device events"):
             SESSION.tracker.device.resolve()
+        if SESSION.tracker.device.is_idle and HERE.tree is not None and HERE.tree.has_later:
+            _within(leave_by, "marks on a device", HERE.tree.fetch)
     cost = recorder.overhead(SESSION.hot_path_ns())
     if _within(leave_by, "last records", lambda: recorder.finish(cost, end)):
         return True

@@ -1,5 +1,6 @@
 """HOOKS: everything that attaches to an import."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from traceml_agent.capture.patches import (
     threads,
     transfer,
 )
+from traceml_agent.capture.say import say_once
 from traceml_agent.capture.session import SESSION
+from traceml_agent.config import resolve
 from traceml_agent.guard import guard, record_fault
 
 Install = Callable[[Any], str]
@@ -79,7 +82,14 @@ HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
 
 
 def register_all() -> None:
-    """Registers each hook with wrapt. A raising hook would break the user's import: none raises."""
+    """Registers each hook with wrapt. A raising hook would break the user's import: none raises.
+
+    Nothing is registered, and so nothing patched, where a setting says that nothing is to be.
+    """
+    refusal = resolve(os.environ).refusal
+    if refusal is not None:
+        say_once(refusal)
+        return
     for module_name, hook in HOOKS:
         wrapt.register_post_import_hook(_safe(hook), module_name)
 

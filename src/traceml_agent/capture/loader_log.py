@@ -18,6 +18,7 @@ from traceml_agent.capture.board import (
     WATCHED,
     Row,
 )  # fmt: skip
+from traceml_agent.capture.loader_passes import Pass, PassLog
 from traceml_agent.capture.loader_singles import Single, Singles
 from traceml_agent.capture.loader_stacks import StackSums
 
@@ -48,6 +49,7 @@ class _Seen:
         self.is_torn = False  # a batch of this epoch was lost
         self.epoch = 0
         self.asked_in = -1
+        self.passes: dict[int, Pass] = {}  # by epoch, the last one alone
         self.collate_ns = 0
 
 
@@ -66,6 +68,7 @@ class LoaderLog:
         self.sums: dict[int, dict[int, int | None]] = {}
         self.stacks = StackSums(number)
         self._singles = Singles(number)
+        self._passes = PassLog(number)
         self._ahead = min(AHEAD_MOST, (facts.prefetch or 2) * facts.workers)
         self._asked_before = False
         self._written = (0, 0)
@@ -78,20 +81,31 @@ class LoaderLog:
             slots = iteration.board.slots if iteration.board is not None else ()
             seen = iteration.seen = _Seen(len(slots))
         self.status = iteration.status
+        ends = tuple(iteration.ends)  # before the asks: all of these passes are among them
         # The asks first: whatever was made before one of them is on the board by now.
         asks = [iteration.asks.popleft() for _ in range(len(iteration.asks))]
         self._take_facts(iteration, seen)
         if iteration.board is not None:
             self._take_board(iteration, seen)
         for ask in asks:
+            self._end_passes(iteration, seen, ask[0] - 1)
+            self._passes.asked(seen.passes, ask[0], *ask[2:])
             if iteration.has_workers:
                 self._take_ask(ask, seen)
             else:
                 self._take_own(ask)
+        if ends:
+            self._end_passes(iteration, seen, ends[-1][0])
+
+    def _end_passes(self, iteration: "Iteration", seen: _Seen, last: int) -> None:
+        """Takes the ends of the passes up to this one."""
+        while iteration.ends and iteration.ends[0][0] <= last:
+            self._passes.ended(seen.passes, *iteration.ends.popleft())
 
     def _take_facts(self, iteration: "Iteration", seen: _Seen) -> None:
         for start_ns in [iteration.starts_ns.popleft() for _ in range(len(iteration.starts_ns))]:
             self.start_ns += start_ns
+            self._passes.started(start_ns)
             if self.epochs:
                 self.restart_ns += start_ns
             self.epochs += 1
@@ -217,6 +231,7 @@ class LoaderLog:
     def records(self, now: int, *, is_last: bool) -> "list[Record]":
         """What is worth writing by now."""
         records: list[Record] = [*self._singles.records(now, is_last=is_last)]
+        records += self._passes.records(is_last=is_last)
         state = (self.batches, self.epochs)
         grown = self.batches >= 1.25 * self._written[0] + 1
         due = grown or now - self._written_ns > AGAIN_NS or is_last

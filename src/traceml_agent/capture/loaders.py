@@ -53,8 +53,8 @@ class Iteration:
     """One iterator of a loader. Plain slots: `asks` is appended to in the training thread."""
 
     __slots__ = (
-        "asks", "board", "collate_ns", "ended", "epoch", "has_workers", "key", "log", "reference",
-        "seen", "starts_ns", "status", "times_collate", "tokens",
+        "asks", "board", "collate_ns", "ended", "ends", "epoch", "has_workers", "key", "log",
+        "reference", "seen", "starts_ns", "status", "times_collate", "tokens",
     )  # fmt: skip
 
     def __init__(self, log: LoaderLog, key: int, has_workers: bool) -> None:
@@ -69,6 +69,7 @@ class Iteration:
         self.starts_ns: deque[int] = deque(maxlen=ASKS_KEPT)  # of each epoch
         self.collate_ns = 0  # without workers
         self.times_collate = False
+        self.ends: deque[tuple[int, int]] = deque(maxlen=ASKS_KEPT)  # of passes: epoch and when
         self.ended = False
         self.reference: Any = None
         self.seen: Any = None  # of the log

@@ -34,6 +34,11 @@ class Later:
         self._tensor = tensor.detach().clone()
         self._value: Value = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether somebody fetched it."""
+        return self._tensor is None
+
     def value(self) -> Value:
         """Waits for the device, once."""
         if self._tensor is not None:

@@ -19,6 +19,16 @@ def say(text: str) -> None:
         stream.flush()
 
 
+_SAID: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """The same, once in a process."""
+    if text not in _SAID:
+        _SAID.add(text)
+        say(text)
+
+
 def takes_unicode() -> bool:
     """Whether stderr is a terminal that takes UTF-8."""
     stream = sys.stderr

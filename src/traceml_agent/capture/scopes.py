@@ -6,13 +6,15 @@ have their own; a task that is started inside a scope begins inside it.
 """
 
 import itertools
+import threading
 import time
+from _thread import get_ident
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from traceml_agent.capture.marks import PLAIN, Mark, plain
+from traceml_agent.capture.marks import PLAIN, Later, Mark, plain
 from traceml_agent.capture.say import say
 
 DEEPEST = 64
@@ -20,6 +22,15 @@ DEEPEST = 64
 MOST_POINTS = 1_024
 """Point marks of a span that are kept, the newest ones."""
 TOO_DEEP, EVICTED = "scopes_too_deep", "spans_evicted"
+NOT_WRITTEN = "spans_not_written"
+"""Closed faster than they could be taken into the spool."""
+CPU_FRESH_NS = 10_000
+"""How old a reading of the CPU clock may be that a scope begins with: between two readings no more
+CPU time passes than that, and a reading takes 0.3 to 0.9 us."""
+CPU_LEAST_NS = 10 * CPU_FRESH_NS
+"""Shorter scopes have no CPU time: it would be wrong by more than a tenth."""
+NO_PHASE = -1
+OTHER_THREAD = -2
 
 clock, cpu_clock = time.perf_counter_ns, time.thread_time_ns
 Attrs = Mapping[str, Any]
@@ -31,6 +42,7 @@ class Span:
     # A scope may take 2 us, so these are set when they are needed, and calls are few.
     __slots__ = (
         "_cpu_start",
+        "_thread",
         "_tree",
         "attrs",
         "cpu_ns",
@@ -40,9 +52,11 @@ class Span:
         "index",
         "name",
         "parent",
+        "phase",
         "points",
         "start_ns",
         "summaries",
+        "told",
     )
 
     def __init__(self, tree: "Tree", name: str, index: int | None, attrs: Attrs) -> None:
@@ -69,9 +83,17 @@ class Span:
         self.cpu_ns: int | None = None
         self.points: deque[Mark] | None = None
         self.summaries: list[Mark] | None = None
+        self.told: Told | None = None
         self.id = number = next(tree.numbers)
-        self._cpu_start = cpu_clock()
-        self.start_ns = clock()
+        self._thread = thread = get_ident()
+        watched = _PHASES.tracker
+        self.phase = watched.phase if thread == watched.owner else OTHER_THREAD
+        self.start_ns = now = clock()
+        reader, at_ns, cpu_ns = tree.cpu_reading
+        if now - at_ns > CPU_FRESH_NS or reader != thread:
+            cpu_ns = cpu_clock()
+            tree.cpu_reading = (thread, now, cpu_ns)
+        self._cpu_start = cpu_ns
         tree.open[number] = self
         _CURRENT.set(self)
         return self
@@ -81,12 +103,24 @@ class Span:
         if not self.depth or self.end_ns is not None:
             return
         innermost = _CURRENT.get()
+        tree = self._tree
         if innermost is self:
-            self.cpu_ns = cpu_clock() - self._cpu_start
+            if end_ns - self.start_ns >= CPU_LEAST_NS and get_ident() == self._thread:
+                cpu_ns = cpu_clock()
+                tree.cpu_reading = (self._thread, end_ns, cpu_ns)
+                self.cpu_ns = cpu_ns - self._cpu_start
             _CURRENT.set(self.parent)
         else:
             self._close_inner(innermost, end_ns)
-        self._tree.close(self, end_ns)
+        # What `Tree.close` does, without the call.
+        self.end_ns = end_ns
+        tree.open.pop(self.id, None)
+        if len(tree.closed) == tree.most_spans:
+            tree.lose()
+        tree.closed.append(self)
+        tree.fresh.append(self)
+        if tree.on_close is not None:
+            tree.on_close(self)
 
     def _close_inner(self, innermost: "Span | None", end_ns: int) -> None:
         """Closes what was left open inside, such as the scope of a loop that nobody ended."""
@@ -122,23 +156,80 @@ class Span:
 _CURRENT: ContextVar[Span | None] = ContextVar("traceml_scope", default=None)
 
 
+class Told:
+    """What of an open span is in the spool."""
+
+    __slots__ = ("point", "summaries")
+
+    def __init__(self) -> None:
+        self.point: Mark | None = None  # the last one
+        self.summaries = 0
+
+
+class Watched:
+    """Which phase of the training is open; before torch is there, none ever is."""
+
+    def __init__(self) -> None:
+        self.phase = NO_PHASE
+        self.owner = threading.main_thread().ident or 0
+
+
+class Phases:
+    """The tracker of the process, once there is one; it has the attributes of `Watched`."""
+
+    tracker: Any = Watched()
+
+
+_PHASES = Phases()
+
+
+def watch(tracker: Any) -> None:
+    """From now on a scope notes in which phase of this tracker it was opened."""
+    _PHASES.tracker = tracker
+
+
+class Here:
+    """The tree of this process, for those who write it; a forked child begins anew."""
+
+    tree: "Tree | None" = None
+    wants_all = False  # the next drain takes all that there is
+    is_leaving = False  # it is the last one
+
+    def begin(self, tree: "Tree | None") -> None:
+        """A new tree, or none."""
+        self.tree = tree
+        self.wants_all = self.is_leaving = False
+
+
+HERE = Here()
+
+
 class Tree:
     """All spans of this process: the open ones, and the closed ones up to a number."""
 
     make = Span
 
     def __init__(self, most_spans: int) -> None:
+        self.most_spans = most_spans
         self.numbers = itertools.count(1)
         self.open: dict[int, Span] = {}
         self.closed: deque[Span] = deque(maxlen=most_spans)
+        self.fresh: deque[Span] = deque(maxlen=most_spans)  # closed, and not in the spool yet
+        self.cpu_reading = (0, 0, 0)  # thread, when, and CPU time
+        self.on_close: Callable[[Span], None] | None = None
+        self.has_later = False  # scalars on a device were marked
+        self.log: Any = None  # a SpanLog once there is a spool
         self.dropped: Counter[str] = Counter()
         self.run = Span(self, "run", None, {})  # of marks outside any scope
+        self.run.id, self.run.told, self.run.end_ns = 0, None, None
         self.run.points = self.run.summaries = None
 
     def mark(self, name: str, value: Any, kind: str, attrs: Attrs) -> None:
         """Attaches a mark to the innermost open scope, or to the run."""
         if type(value) not in PLAIN:
             value = plain(name, value)
+            if type(value) is Later:
+                self.has_later = True
         span = _CURRENT.get()
         if span is None or span._tree is not self:
             span = self.run
@@ -158,15 +249,30 @@ class Tree:
         """Moves a span to the closed ones; the oldest of too many is lost."""
         span.end_ns = end_ns
         self.open.pop(span.id, None)
-        if len(self.closed) == self.closed.maxlen:
-            self.dropped[EVICTED] += 1
+        if len(self.closed) == self.most_spans:
+            self.lose()
         self.closed.append(span)
+        self.fresh.append(span)
+        if self.on_close is not None:
+            self.on_close(span)
+
+    def lose(self) -> None:
+        """Counts a span that gives way to another one."""
+        self.dropped[EVICTED] += 1
+        if len(self.fresh) == self.most_spans and self.log is not None:
+            self.dropped[NOT_WRITTEN] += 1
 
     def drop(self, reason: str) -> None:
         """Counts what is not kept; the first one of a kind is told."""
         self.dropped[reason] += 1
         if self.dropped[reason] == 1 and reason == TOO_DEEP:
             say(f"scopes beyond {DEEPEST} within one another are not kept")
+
+    def fetch(self) -> None:
+        """Waits for the scalars on a device that nobody has fetched yet."""
+        for span in (self.run, *self.spans()):
+            for mark in span.marks():
+                mark.plain_value()
 
     def spans(self) -> list[Span]:
         """Closed and open ones, by number."""

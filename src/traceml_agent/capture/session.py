@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from traceml_agent.capture import scopes
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.frames import current_frames
@@ -81,6 +82,9 @@ class Session:
         self.config = resolved.config
         for problem in resolved.problems:
             say(problem)
+        if "spool" not in self.config.output:
+            self.refusal = "TRACEML_OUTPUT names no spool"  # as the user wants it: nothing to say
+        scopes.watch(self.tracker)
         self._may_use_cuda = can_be_used(torch)
         self.script = getattr(sys.modules.get("__main__"), "__file__", None)  # gone at exit
         self.tracker.owner = threading.main_thread().ident or get_ident()
@@ -255,6 +259,11 @@ class Session:
         if self.loaders is not None and not is_off("loader workers"):
             with guard("loader workers"):
                 records.extend(self.loaders.take(self.tracker.roles()))
+        if not is_off("scopes"):
+            from traceml_agent.capture.span_log import take
+
+            with guard("scopes"):
+                records.extend(take(time.perf_counter_ns()))
         if self.recorder is not None:
             records.extend(self.recorder.new_faults())
         device = self.tracker.device
@@ -263,6 +272,15 @@ class Session:
                 device_batches([device.resolved.popleft() for _ in range(len(device.resolved))])
             )
         return records
+
+    def flush(self) -> None:
+        """Writes all that is known now."""
+        if self.recorder is not None:
+            scopes.HERE.wants_all = True
+            try:
+                self.recorder.drain()
+            finally:
+                scopes.HERE.wants_all = False
 
     def _collective_records(self) -> "list[Record]":
         records = [self.looked.popleft() for _ in range(len(self.looked))]

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from traceml_agent.cli import config, doctor, explain, export, fold, run, runs, view
+from traceml_agent.cli import config, doctor, explain, export, fold, run, runs, trace, view
 from traceml_agent.cli.command import Command
 from traceml_agent.errors import TracemlError
 from traceml_agent.version import __version__
@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: tuple[Command, ...] = (
     view.COMMAND,
     explain.COMMAND,
+    trace.COMMAND,
     runs.COMMAND,
     fold.COMMAND,
     export.COMMAND,

@@ -61,7 +61,8 @@ def resolved_settings(resolved: Resolved, environ: Mapping[str, str]) -> str:
             _line(variable, shown, resolved.origins[item.name]),
             *_wrapped(item.metadata["sentence"]),
         ]
-    lines += [f"problem: {problem}" for problem in resolved.problems]
+    problems = [*resolved.problems, *filter(None, [resolved.refusal])]
+    lines += [f"problem: {problem}" for problem in problems]
     return "\n".join(lines) + "\n"
 
 

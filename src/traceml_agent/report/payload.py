@@ -22,6 +22,7 @@ from traceml_agent.report.sections import (
     ledger,
     process,
     run,
+    scopes,
     step_memory,
     step_time,
     system,
@@ -114,7 +115,8 @@ def payload_of(view: RunView) -> dict[str, Any]:
         "events": _events(view),
         "provenance": _provenance(view),
         "metrics": {},
-        "scopes": [],
+        "scopes": scopes.build(view, [entry["wall_s"] for entry in ledgers]),
+        "marks": scopes.marks(view),
     }
 
 
@@ -195,6 +197,7 @@ def _about(view: RunView) -> dict[str, Any]:
             lost.pop("thinned_steps", None)  # the digest has them one by one
         if summed:
             lost["summed_steps"] = summed
+        lost |= rank.spool.spans.dropped
         for name, count in lost.items():
             dropped[name] = dropped.get(name, 0) + count
     return {

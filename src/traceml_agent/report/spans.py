@@ -33,6 +33,8 @@ class Row:
     cpu_ns: int | None
     attrs: dict[str, Any]
     marks: list[tuple[str, Any, str]]  # name, value, kind
+    phase: int | None = None  # in which it was opened: 0 none; None: not in the training thread
+    fixed: bool = False  # below its parent whatever their times say
     children: list["Row"] = field(default_factory=list)
 
     def to_json(self, parent_id: int | None) -> dict[str, Any]:
@@ -87,8 +89,12 @@ def forest(rows: Iterable[Row], name: str | None = None, last: int | None = None
 
 def _parent_of(row: Row, known: dict[int, Row]) -> int | None:
     """The nearest span around it: what outlives a span, such as a task, is no part of it."""
+    if row.fixed:
+        return row.parent_id
     number = row.parent_id
-    while number is not None and number in known:
+    for _ in known:  # a damaged spool may go round
+        if number is None or number not in known:
+            break
         parent = known[number]
         if parent.end_ns is None or (row.end_ns is not None and row.end_ns <= parent.end_ns):
             return number
@@ -101,7 +107,9 @@ def _is_below(
 ) -> bool:
     """Whether a span, or one around it, has this name."""
     at: int | None = number
-    while at is not None and at in known:
+    for _ in known:
+        if at is None or at not in known:
+            break
         if known[at].name == name:
             return True
         at = parents[at]
@@ -119,7 +127,7 @@ def walk(roots: Sequence[Row]) -> Iterator[tuple[int, int | None, Row]]:
 
 def text_of(roots: Sequence[Row]) -> str:
     """One line a span."""
-    lines = [f"{'  ' * depth}{_label(row)}" for depth, _, row in walk(roots)]
+    lines = [f"{'  ' * depth}{label(row)}" for depth, _, row in walk(roots)]
     return "\n".join(lines) if lines else NOTHING
 
 
@@ -162,12 +170,17 @@ def duration(nanoseconds: int) -> str:
     return f"{nanoseconds / _S:.2f}s"
 
 
-def _label(row: Row) -> str:
-    index = "" if row.index is None else f"[{row.index}]"
+def label(row: Row) -> str:
+    """A span in words: `name[index] - 7.7ms {k=v}`."""
     took = "open" if row.end_ns is None else duration(row.end_ns - row.start_ns)
     latest = {name: value for name, value, _ in row.marks}
     marks = ", ".join(f"{name}={_shown(value)}" for name, value in latest.items())
-    return _printable(f"{row.name}{index} - {took}{f' {{{marks}}}' if marks else ''}")
+    return _printable(f"{title(row.name, row.index)} - {took}{f' {{{marks}}}' if marks else ''}")
+
+
+def title(name: str, index: Any) -> str:
+    """`name[index]`; without an index the name."""
+    return name if index is None else f"{name}[{index}]"
 
 
 def _shown(value: Any) -> str:
@@ -180,11 +193,15 @@ def _printable(line: str) -> str:
 
 
 def _mark(name: str, value: Any, kind: str) -> dict[str, Any]:
-    found = {"name": name, "value": value, "kind": kind}
+    return {"name": name, "value": None, "kind": kind} | json_value(value)
+
+
+def json_value(value: Any) -> dict[str, Any]:
+    """`value` as JSON holds it, and `value_nonfinite` where that is null for want of a number."""
     if isinstance(value, float) and not math.isfinite(value):
         word = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-        found |= {"value": None, "value_nonfinite": word}
-    return found
+        return {"value": None, "value_nonfinite": word}
+    return {"value": value}
 
 
 def _plain(value: Any) -> Any:

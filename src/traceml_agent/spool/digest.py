@@ -124,7 +124,7 @@ class DigestWriter:
             summed_steps=covered.summed_steps + summed,
             bad_lines=covered.bad_lines | {str(number): text for number, text in bad},
         )
-        self._steps += sum(batch.count for batch in part.batches)
+        self._steps += sum(batch.count for batch in part.batches) + part.spans.rows
         self._append([*records_of(part), self._covered])
         self._spool = Spool(self._spool_path, part.header, numbers=part.numbers)
         if self._steps > 2 * DIGEST_STEPS:
@@ -207,7 +207,7 @@ def _is_ours(there: Path, run_id: str) -> bool:
 
 
 def _bring_home(path: Path, there: Path) -> None:
-    spool = read_spool(path)
+    spool = read_spool(path, spans=True)
     if spool.is_elsewhere or spool.noted_ending is not None:
         return  # how it ended stands in the ring alone: both stay
     data = there.read_bytes()
@@ -260,7 +260,7 @@ def records_of(spool: Spool) -> list[Record]:
             found.append(Samples(samples[0].kind, len(samples), columns_of(samples)))
     found += [*joined(spool.collectives), *spool.arrivals, *spool.ddp.values()]
     found += [*causes_of(spool), *spool.stalls, *spool.process_groups, *spool.faults]
-    found += [*loader_records(spool), *spool.retained]
+    found += [*loader_records(spool), *spool.retained, *spool.spans.newest()]
     last = (spool.stacks, spool.overhead, spool.end)
     return found + [record for record in last if record is not None]
 

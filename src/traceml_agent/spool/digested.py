@@ -30,16 +30,18 @@ _COVERED = b'{"kind":"covered"'
 _GZIP = 31  # for zlib: members of gzip
 
 
-def read_spool(path: Path, *, whole: bool = False) -> Spool:
+def read_spool(path: Path, *, whole: bool = False, spans: bool = False) -> Spool:
     """Everything a process left: its spool, the steps still in its ring, its fatal stack.
 
-    What its digest holds is read there, unless `whole`. Raises NotASpool, NewerSchema and OSError.
+    What its digest holds is read there, unless `whole`. Single scopes and marks are left out,
+    unless `spans`. Raises NotASpool, NewerSchema and OSError.
     Lines that are no records are skipped and named in `problems`; a last line without a newline is
     a torn write and is skipped too.
     """
     with path.open("rb") as file:
         first = file.readline()
         spool = Spool(path, header_in(path, first.removesuffix(b"\n")))
+        spool.spans.wanted = spans
         covered = None if whole else _take_packed(spool, file)
         file.seek(len(first) if covered is None else covered.spool_bytes)
         rest = file.read()
@@ -77,6 +79,7 @@ def _take_packed(spool: Spool, file: BinaryIO) -> Covered | None:
         return None  # of another spool, or from before it was thinned
     if _take_digest(spool, parts, covered):
         fresh = Spool(spool.path, spool.header)  # damaged: everything is in the spool
+        fresh.spans.wanted = spool.spans.wanted
         for field in dataclasses.fields(Spool):
             setattr(spool, field.name, getattr(fresh, field.name))
         return None

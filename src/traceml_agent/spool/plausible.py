@@ -14,6 +14,7 @@ from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
+from traceml_agent.schema.spans import Marks, Passes, Spans
 from traceml_agent.schema.stacks import StackRow, Stacks
 from traceml_agent.spool.format import BadRecord
 
@@ -40,7 +41,8 @@ MOST_PART = 2
 """Of a call of a collective: see Collectives."""
 
 _SIGNED = frozenset({"exit_code", "temperature_c"})
-_FREE = frozenset({"detail"})
+_FREE = frozenset({"detail", "indexes", "values", "last", "attrs"})
+"""Values of the program: any number."""
 
 
 def check(record: Record) -> None:
@@ -69,6 +71,8 @@ def check(record: Record) -> None:
             problem = _problem_of_worker_stacks(record)
         elif problem is None and isinstance(record, Stacks):
             problem = _problem_of_stacks(record)
+        elif problem is None and isinstance(record, (Spans, Marks, Passes)):
+            problem = _problem_of_spans(record)
         elif problem is None and isinstance(record, Sched):
             problem = _problem_of_intervals(record)
         elif problem is None and isinstance(record, GcTotals):
@@ -243,6 +247,28 @@ def _problem_of_stacks(stacks: Stacks) -> str | None:
     if times != stacks.weight_ns or times > LONGEST_NS:
         return "a time that cannot be"
     return None if counts == stacks.samples else "a count that cannot be"
+
+
+def _problem_of_spans(found: Spans | Marks | Passes) -> str | None:
+    columns: tuple[list[Any], ...]
+    if isinstance(found, Spans):
+        columns = (found.id, found.parent, found.name, found.indexes, found.begun_ns,
+                   found.duration_ns, found.cpu_ns, found.phase)  # fmt: skip
+        times = [found.start_ns, *found.begun_ns, *(d for d in found.duration_ns if d is not None)]
+        if any(p is not None and p > len(PHASES) for p in found.phase):
+            return "a phase that cannot be"
+    elif isinstance(found, Marks):
+        columns = (found.span, found.name, found.at_ns, found.values)
+        times = found.at_ns
+    else:
+        columns = (found.loader, found.number, found.start_ns, found.end_ns, found.last_ns,
+                   found.batches)  # fmt: skip
+        times = [*found.start_ns, *found.last_ns, *(e for e in found.end_ns if e is not None)]
+    if any(len(column) != len(columns[0]) for column in columns):
+        return "a column of another length"
+    if not isinstance(found, Passes) and max(found.name, default=-1) >= len(found.names):
+        return "a scope or a mark without a name"
+    return "a time that cannot be" if max(times, default=0) > LONGEST_NS else None
 
 
 def _problem_of_intervals(sched: Sched) -> str | None:

@@ -31,6 +31,7 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.schema.retained import Retained
+from traceml_agent.schema.spans import Marks, Passes, Scopes, Spans
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 from traceml_agent.spool.format import (
@@ -43,6 +44,7 @@ from traceml_agent.spool.format import (
 from traceml_agent.spool.plausible import LONGEST_NS, StepNumbers, check
 from traceml_agent.spool.ring import Row, read_ending, read_ring
 from traceml_agent.spool.sketch import added
+from traceml_agent.spool.spans import SpanRecords
 
 STACK_LIMIT_BYTES = 64 * 1024
 BadLine = tuple[int, str]
@@ -81,6 +83,7 @@ class Spool:
     worker_stacks: dict[int, WorkerStacks] = field(default_factory=dict)  # by loader
     stacks: Stacks | None = None
     retained: list[Retained] = field(default_factory=list)
+    spans: SpanRecords = field(default_factory=SpanRecords)
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
@@ -201,6 +204,8 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.stacks = record
     elif isinstance(record, Retained):
         spool.retained.append(record)
+    elif isinstance(record, (Spans, Marks, Passes, Scopes)):
+        spool.spans.keep(record)
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

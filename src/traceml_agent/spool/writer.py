@@ -10,8 +10,10 @@ from traceml_agent.schema.collectives import Collectives
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.records import Event, GpuSample, HostSample, ProcessSample, Record, Steps
 from traceml_agent.schema.records import StepSums as Sums
+from traceml_agent.schema.spans import Marks, Scopes, Spans
 from traceml_agent.spool.call_sums import without_calls
 from traceml_agent.spool.format import BadRecord, decode, encode
+from traceml_agent.spool.spans import joined_sums, rows_in
 
 if TYPE_CHECKING:
     from traceml_agent.spool.digest import DigestWriter
@@ -50,7 +52,8 @@ class SpoolWriter:
             data = b"\n" + data
         if not self._append(data):
             for record in records:
-                self.lost[record.kind] = self.lost.get(record.kind, 0) + 1
+                count = rows_in(record) if isinstance(record, (Spans, Marks)) else 1
+                self.lost[record.kind] = self.lost.get(record.kind, 0) + count
             return False
         self._torn = False
         self.size += len(data)
@@ -97,6 +100,8 @@ class SpoolWriter:
         os.close(self._fd)
         self._fd = fd
         self.thinned_steps += kept.thinned_steps
+        for name, count in kept.thinned_rows.items():
+            self.lost[name] = self.lost.get(name, 0) + count
         self.size = len(data)
         if self.digest is not None:
             self.digest.spool_was_rewritten(data)
@@ -129,6 +134,7 @@ class Thinned:
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.thinned_steps = 0
+        self.thinned_rows: dict[str, int] = {}  # scopes and marks that are gone
 
 
 def thin_lines(lines: list[bytes]) -> Thinned:
@@ -136,6 +142,7 @@ def thin_lines(lines: list[bytes]) -> Thinned:
     result = Thinned()
     limit = int(len(lines) * THINNED_PART)
     seen: dict[str, int] = {}
+    scopes: list[Scopes] = []
     for number, line in enumerate(lines):
         if number >= limit or not line.startswith(
             (
@@ -148,6 +155,9 @@ def thin_lines(lines: list[bytes]) -> Thinned:
                 b'{"kind":"co',
                 b'{"kind":"w',
                 b'{"kind":"lo',
+                b'{"kind":"spans"',
+                b'{"kind":"marks"',
+                b'{"kind":"scopes"',
             )
         ):
             result.lines.append(line)
@@ -158,13 +168,27 @@ def thin_lines(lines: list[bytes]) -> Thinned:
             continue
         if not isinstance(
             record,
-            (Steps, Sums, ProcessSample, HostSample, GpuSample, Event, Collectives, *_OF_LOADERS),
+            (
+                Steps,
+                Sums,
+                ProcessSample,
+                HostSample,
+                GpuSample,
+                Event,
+                Collectives,
+                *_OF_LOADERS,
+                Spans,
+                Marks,
+                Scopes,
+            ),
         ):
             result.lines.append(line)
             continue
         seen[record.kind] = seen.get(record.kind, 0) + 1
         if isinstance(record, Sums):
             _join_sums(result, record, line)
+        elif isinstance(record, Scopes):
+            scopes.append(record)
         elif seen[record.kind] % 2:
             result.lines.append(line)
         elif isinstance(record, Steps):
@@ -172,6 +196,10 @@ def thin_lines(lines: list[bytes]) -> Thinned:
             result.lines.append(encode(sums_of(record)))
         elif isinstance(record, Collectives):
             result.lines.append(encode(without_calls(record)))
+        elif isinstance(record, (Spans, Marks)):
+            name = f"thinned_{record.kind}"
+            result.thinned_rows[name] = result.thinned_rows.get(name, 0) + rows_in(record)
+    result.lines[1:1] = map(encode, joined_sums(scopes))  # behind the header
     return result
 
 

@@ -59,6 +59,8 @@ def _patch_next(iterator_class: Any) -> None:
             batch = original(self)
         except BaseException as error:
             tracker.end_fetch_without_batch()
+            if type(error) is StopIteration and (ended := live.get(id(self))) is not None:
+                ended.ends.append((ended.epoch, tracker.since))
             hide_frame(error)
             raise
         tracker.end_fetch(samples_in(batch, sampler) if self._auto_collation else None)

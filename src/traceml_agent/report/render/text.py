@@ -11,6 +11,7 @@ from traceml_agent.report.render.attempts import attempt_lines
 from traceml_agent.report.render.communication import communication_text
 from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.saving import saving_text
+from traceml_agent.report.render.scopes import scope_texts
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.report.render.where import where_lines
 from traceml_agent.schema.phases import PHASES
@@ -28,6 +29,7 @@ _PLACES_TOLD = 2  # in the line above
 _PROBLEM_LINES = 2
 _ATTEMPT_LINES = 3
 _COMMUNICATION_LINES = 3
+_SCOPE_LINES = 2
 
 
 def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
@@ -39,6 +41,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_step_table(payload),
         *rank_table(payload["step_time"]),
         *_where(payload),
+        *_scopes(payload),
         *_throughput(payload),
         *_communication(payload),
         *_resources(payload),
@@ -163,6 +166,11 @@ def _step_table(payload: dict[str, Any]) -> list[str]:
 def _where(payload: dict[str, Any]) -> list[str]:
     label = "Where         "
     return [f"{' ' * len(label) if i else label}{t}" for i, t in enumerate(where_lines(payload))]
+
+
+def _scopes(payload: dict[str, Any]) -> list[str]:
+    found = scope_texts(payload)
+    return [line for label, text in found for line in _wrapped(label, text)[:_SCOPE_LINES]]
 
 
 def _throughput(payload: dict[str, Any]) -> list[str]:
