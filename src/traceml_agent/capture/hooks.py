@@ -8,6 +8,7 @@ from typing import Any
 import wrapt
 
 from traceml_agent.capture import exit as exit_
+from traceml_agent.capture.mode import asked
 from traceml_agent.capture.patches import (
     backward,
     checkpoint,
@@ -95,6 +96,9 @@ def _safe(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 def _install(name: str, install: Install, module: Any) -> None:
     if name in SESSION.config.skip:
         SESSION.set_status(name, "skipped by TRACEML_SKIP")
+        return
+    if asked().leaves_out(name):
+        SESSION.set_status(name, asked().reason)
         return
     try:
         status = install(module)
