@@ -9,7 +9,6 @@ from traceml_agent.capture.patches.disguise import compiling_test
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
-from traceml_agent.schema.phases import OPTIMIZER
 
 
 class Bracket(ContextDecorator):
@@ -67,4 +66,4 @@ def _may_begin() -> bool:
     tracker = SESSION.tracker
     if get_ident() != tracker.owner and not SESSION.adopt_thread():
         return False
-    return tracker.phase != OPTIMIZER or not running_updates()()
+    return not tracker.updating or not running_updates()()

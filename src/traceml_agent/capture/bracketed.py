@@ -19,7 +19,7 @@ class BracketedStep(OpenStep):
         """A step begins here, or began when its batch was asked for. Not within an update."""
         try:
             now = clock()
-            if self.phase == OPTIMIZER:
+            if self.updating:
                 self._abort_update()
             if self.phase >= 0:
                 self._split_phase(now)
@@ -39,7 +39,7 @@ class BracketedStep(OpenStep):
         try:
             self.bracket = None
             now = clock()
-            if self.phase == OPTIMIZER:
+            if self.updating:
                 self._abort_update()
             if self.phase >= 0:
                 self._split_phase(now)
@@ -54,7 +54,7 @@ class BracketedStep(OpenStep):
             self._prove()
             self._close_all(now)
             self.since = now
-            self._attend = self._parted = True
+            self._attend = self._parted = self.phase == NONE
         except INTERNAL as error:
             self._fail("optimizer", error)
 
