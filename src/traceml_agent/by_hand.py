@@ -31,8 +31,8 @@ def trace_step(model: Any = None) -> "Bracket | Unbracketed":
     so does what lies between two blocks, as steps follow one another without a gap.
 
     A block that an exception leaves is a step only if parameters were updated in it; else its time
-    is that of the next step. A block inside another one, inside an optimizer's step, or in a thread
-    beside the one that trains does nothing. `model` helps to see updates where no optimizer of
+    is that of the next step. A block inside another one, inside an optimizer's step or a backward
+    pass, or in a thread beside the one that trains does nothing. `model` helps to see updates where no optimizer of
     torch makes them.
     """
     if _STARTUP not in sys.modules:

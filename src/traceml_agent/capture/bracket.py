@@ -5,15 +5,17 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any
 
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
+from traceml_agent.schema.phases import EVAL, FORWARD, OPTIMIZER
 
 
 class Bracket(ContextDecorator):
-    """One step. Inside another one, within an update, or in a thread beside the one that trains
-    it does nothing."""
+    """One step. Inside another one, within an update or a backward pass, or in a thread beside the
+    one that trains it does nothing."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -61,9 +63,14 @@ class Bracket(ContextDecorator):
         return Bracket(self._model)
 
 
+_AROUND = (NONE, FORWARD, EVAL, OPTIMIZER)
+"""Phases that a step may begin in: the loop may stand in the `forward` of a module. That of an
+optimizer is left open where its step raised."""
+
+
 def _may_begin() -> bool:
-    """Whether this is the thread that trains, and outside an update that is in progress."""
+    """Whether this is the thread that trains, and not inside an update or a backward pass."""
     tracker = SESSION.tracker
     if get_ident() != tracker.owner and not SESSION.adopt_thread():
         return False
-    return not tracker.updating or not running_updates()()
+    return tracker.phase in _AROUND and not (tracker.updating and running_updates()())

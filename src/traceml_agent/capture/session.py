@@ -108,6 +108,8 @@ class Session:
             if request.leaves_out(name):
                 self.gates[name].shut = True
                 self.set_status(name, request.reason)
+        if request.leaves_out("dataloader"):
+            self.set_status("loader_workers", "not in: it needs the dataloader patch")
         if request.leaves_out("forward") and self.discovery is not None:
             self.discovery.leave()
             if self.recorder is not None:
