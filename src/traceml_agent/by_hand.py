@@ -32,8 +32,8 @@ def trace_step(model: Any = None) -> "Bracket | Unbracketed":
 
     A block that an exception leaves is a step only if parameters were updated in it; else its time
     is that of the next step. A block inside another one, inside an optimizer's step or a backward
-    pass, or in a thread beside the one that trains does nothing. `model` helps to see updates where no optimizer of
-    torch makes them.
+    pass, or in a thread beside the one that trains does nothing. `model` helps to see updates where
+    no optimizer of torch makes them.
     """
     if _STARTUP not in sys.modules:
         return UNBRACKETED

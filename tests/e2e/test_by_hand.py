@@ -22,7 +22,9 @@ def manual(tmp_path, when, enabled, **extra):
 @pytest.fixture(scope="module")
 def off(tmp_path_factory):
     """Forbidden by the operator: `init` and the wrappers do nothing."""
-    facts, digest, result = manual(tmp_path_factory.mktemp("off"), "before", False, TRACEML_ENABLE="0")
+    facts, digest, result = manual(
+        tmp_path_factory.mktemp("off"), "before", False, TRACEML_ENABLE="0"
+    )
     assert (result.run_dirs, result.own_lines, facts["health"]["enabled"]) == ([], [], False)
     return facts, digest
 
@@ -40,7 +42,8 @@ def test_what_is_wrapped_is_timed_and_stays_what_it_was(tmp_path, off, when, ena
     (spool,) = result.spools
     assert (spool.header.run_name, spool.faults) == ("mine", [])
     end = spool.end
-    assert (end.steps, end.micro_batches, end.updates) == (STEPS, STEPS, STEPS + 1)
+    # The engine of its own has stepped once, after the last batch.
+    assert (end.steps, end.micro_batches, end.updates) == (STEPS + 1,) * 3
     assert end.samples == STEPS * BATCH
     timed = ("input_wait", "h2d", "forward", "backward", "optimizer")
     assert all(end.phase_ns[phase] > 0 for phase in timed)

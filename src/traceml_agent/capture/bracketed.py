@@ -45,8 +45,7 @@ class BracketedStep(OpenStep):
                 self._split_phase(now)
             moved = self.probe.version_moved()
             if failed and not self._optimizers and not moved:
-                self._give_up()
-                return
+                return  # as if there had been no bracket: what follows tells
             if self._exhausted and self._is_empty():
                 return  # the loader had no further batch, and the loop ends
             if self._eval_seen and self._proven:
@@ -57,11 +56,6 @@ class BracketedStep(OpenStep):
             self._attend = self._parted = self.phase == NONE
         except INTERNAL as error:
             self._fail("optimizer", error)
-
-    def _give_up(self) -> None:
-        """No step: what was measured is part of the next one."""
-        self._proven = self._attend = False
-        self._forget_provisional()
 
     def _is_updated_step(self) -> bool:
         """Whether the open step has its update, and only waits for the event that shows its end."""
