@@ -35,9 +35,14 @@ def _start():
     activate()
 
 
-def refusal():
-    """Why the agent stays off, as a word; None if it may start. Says a line for a wrong value."""
+def refusal(asked=False):
+    """Why the agent stays off, as a word; None if it may start. Says a line for a wrong value.
+
+    `asked`: by the program itself, which needs no variable then; all that forbids it still does.
+    """
     enable = os.environ.get("TRACEML_ENABLE", "").strip().lower()
+    if asked and (not enable or enable in _ON):
+        enable = "force"  # `-I` says to ignore the environment, and not what the program does
     if enable in _OFF:
         return "not enabled"
     for name in ("TRACEML_DISABLE", "TRACEML_DISABLED"):
@@ -48,6 +53,8 @@ def refusal():
         return "forbidden"
     if enable not in _ON and enable != "force":
         shown = repr(os.environ["TRACEML_ENABLE"])[:60]
+        if asked and _started:
+            return "unknown value"  # said when Python started
         _say(
             "traceml: TRACEML_ENABLE=%s is not understood, so nothing is recorded "
             "(accepted: 1, true, yes, on, force; 0, false, no, off)" % shown

@@ -36,7 +36,9 @@ LAYERS: dict[str, set[str]] = {
     "integrations": {"capture", "schema"},
     "api": FOUNDATION | {"capture", "tracing"},
     "tracing": FOUNDATION | {"capture", "spool"},
-    "__init__": {"version", "api"},
+    "lifecycle": FOUNDATION | {"capture", "startup", "api"},
+    "by_hand": FOUNDATION | {"capture", "lifecycle"},
+    "__init__": {"version", "api", "lifecycle", "by_hand"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself."""
@@ -45,6 +47,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "config": {"platformdirs"},
     "spool": {"orjson", "platformdirs"},
     "capture": {"wrapt", "psutil", "pynvml", "orjson"},
+    "lifecycle": {"_traceml_boot"},
     "report": {"numpy", "orjson", "pandas"},  # pandas: for a data frame of spans alone
 }
 

@@ -14,12 +14,20 @@ if TYPE_CHECKING:
         epochs,
         final_summary,
         flush,
-        health,
         mark,
         scope,
         summary,
         trace,
     )
+    from traceml_agent.by_hand import (
+        trace_step,
+        wrap_backward,
+        wrap_dataloader_fetch,
+        wrap_forward,
+        wrap_h2d,
+        wrap_optimizer,
+    )
+    from traceml_agent.lifecycle import health, init, shutdown
 
 __all__ = [
     "__version__",
@@ -28,19 +36,35 @@ __all__ = [
     "final_summary",
     "flush",
     "health",
+    "init",
     "mark",
     "scope",
+    "shutdown",
     "summary",
     "trace",
+    "trace_step",
+    "wrap_backward",
+    "wrap_dataloader_fetch",
+    "wrap_forward",
+    "wrap_h2d",
+    "wrap_optimizer",
 ]
+
+_LIFECYCLE = ("health", "init", "shutdown")
+_BY_HAND = ("trace_step", "wrap_")
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from traceml_agent import api
-
-        return getattr(api, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home: Any
+    if name in _LIFECYCLE:
+        from traceml_agent import lifecycle as home
+    elif name.startswith(_BY_HAND):
+        from traceml_agent import by_hand as home
+    else:
+        from traceml_agent import api as home
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -76,40 +76,6 @@ def flush() -> None:
             session.flush()
 
 
-def health() -> dict[str, Any]:
-    """How the recording itself does; `{"enabled": False}` where the agent is off or torch is
-    not imported yet.
-
-    `recording`: whether training was seen; `patches`: name and "active", or why not; `spool`: the
-    file, `spool_bytes`: its size so far; `steps`: closed so far; `faults`: errors of the agent by
-    place; `lost`: records, scopes and marks that were not written, or thinned out; `writer`:
-    "ok" or its error; `scopes`: how many were left out, and why.
-    """
-    session = _armed()
-    if session is None:
-        return {"enabled": False}
-    from traceml_agent.guard import faults
-
-    recorder = session.recorder
-    found: dict[str, Any] = {
-        "enabled": True,
-        "recording": recorder is not None and bool(recorder.descriptors),
-        "patches": dict(session.statuses),
-        "faults": {fault.where: fault.count for fault in faults()},
-        "scopes": {} if _HERE.tree is None else dict(_HERE.tree.dropped),
-    }
-    if recorder is not None:
-        found |= {
-            "run_dir": str(recorder.run_dir),
-            "spool": str(recorder.writer.path),
-            "spool_bytes": recorder.writer.written,
-            "steps": recorder.last_step,
-            "lost": {kind: count for kind, count in recorder.writer.lost.items() if count},
-            "writer": recorder.writer.error or "ok",
-        }
-    return found
-
-
 def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing":
     """A stretch of the program, as a context manager: `with scope("load", shard): ...`.
 
@@ -232,6 +198,11 @@ def _tree() -> "Tree | None":
         _HERE.is_refused = _HERE.tree is None
         os.register_at_fork(after_in_child=_HERE.forget)
     return _HERE.tree
+
+
+def left_out() -> dict[str, int]:
+    """How many spans and marks were not kept, by reason."""
+    return {} if _HERE.tree is None else dict(_HERE.tree.dropped)
 
 
 def _loop(name: str, items: Iterable[Item]) -> Iterable[Item]:

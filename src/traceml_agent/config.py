@@ -1,8 +1,8 @@
 """Every setting of the agent: one frozen dataclass, read once.
 
-Order: a `TRACEML_*` variable, then `traceml.toml` or `[tool.traceml]` of `pyproject.toml` in the
-working directory, then the default. A value that cannot be used is reported and the next source
-counts, so that a typing error never stops a training.
+Order: a `TRACEML_*` variable, then an argument of `init`, then `traceml.toml` or `[tool.traceml]`
+of `pyproject.toml` in the working directory, then the default. A value that cannot be used is
+reported and the next source counts, so that a typing error never stops a training.
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ SWITCHES = {
     "TRACEML_DISABLED": "The same as TRACEML_DISABLE.",
 }
 """Read by the boot module before any setting is; they cannot stand in a file."""
+
+INIT = "init()"
+"""The origin of a value that the program gave."""
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
@@ -248,20 +251,33 @@ class Resolved:
     refusal: str | None = None  # why nothing may be recorded at all
 
 
-def resolve(environ: Mapping[str, str], directory: Path | None = None) -> Resolved:
-    """Reads the environment and the settings file of `directory` (the working one by default)."""
+def resolve(
+    environ: Mapping[str, str],
+    directory: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """Reads the environment and the settings file of `directory` (the working one by default).
+
+    `arguments` are those of `init`, parsed; they count where no variable does.
+    """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     problems: list[str] = []
     refusal: str | None = None
+    asked = arguments or {}
     file_values, file_name = _file_settings(directory, problems)
     for item in dataclasses.fields(Config):
         name, variable = item.name, PREFIX + item.name.upper()
         sources = [(variable, environ.get(variable)), (file_name, file_values.get(name))]
+        if name in asked:
+            sources.insert(1, (INIT, asked[name]))
         origins[name] = "default"
         for origin, raw in sources:
             if raw is None or raw == "":
                 continue
+            if origin == INIT:
+                values[name], origins[name] = raw, origin
+                break
             try:
                 values[name] = item.metadata["parse"](raw)
             except (ValueError, TypeError, OverflowError):

@@ -29,6 +29,11 @@ def activate() -> None:
         sys.meta_path.insert(0, Sentinel())
 
 
+def retire() -> None:
+    """Torch, when it is imported, is left alone; where it is already, that is up to the session."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder) is not Sentinel]
+
+
 class Sentinel:
     """A finder that finds nothing until torch is asked for, then registers the real hook."""
 

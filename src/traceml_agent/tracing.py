@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.marks import Later
+from traceml_agent.capture.mode import asked
 from traceml_agent.capture.say import say_once
 from traceml_agent.capture.scopes import HERE, OTHER_THREAD, Span, Tree
 from traceml_agent.config import resolve
@@ -24,7 +25,7 @@ _KINDS = ("steps", "step_sums", "passes", "loader", "end")
 
 def new_tree() -> Tree | None:
     """A tree as the settings want it; None where they are wrong, which is said."""
-    resolved = resolve(os.environ)
+    resolved = resolve(os.environ, arguments=asked().settings)
     if resolved.refusal is not None:
         say_once(resolved.refusal)
         return None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from traceml_agent.capture import open_step, steps
+from traceml_agent.capture import bracketed, open_step, steps
 from traceml_agent.capture.open_step import IDLE_NS, NONE
 from traceml_agent.schema.phases import (
     BACKWARD,
@@ -22,6 +22,7 @@ class Loop:
     def __init__(self, monkeypatch):
         self.now = 1_000
         monkeypatch.setattr(open_step, "clock", lambda: self.now)
+        monkeypatch.setattr(bracketed, "clock", lambda: self.now)
         monkeypatch.setattr(steps, "clock", lambda: self.now)
         self.closed = []
         self.proofs = 0

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from traceml_agent.capture import open_step, steps
+from traceml_agent.capture import bracketed, open_step, steps
 from traceml_agent.capture.patches import (
     backward,
     checkpoint,
@@ -92,6 +92,7 @@ class FakeTorch(types.ModuleType):
         """While open, this is the torch that the agent sees, and this its clock."""
         with (
             _in_place(self._modules(everything=False)),
+            patch.object(bracketed, "clock", clock),
             patch.object(open_step, "clock", clock),
             patch.object(steps, "clock", clock),
         ):

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from tests.fuzz.fake_torch import Clock, FakeTorch, Parameter, fake_torch
 from traceml_agent.capture import audit
+from traceml_agent.capture.bracket import Bracket
 from traceml_agent.capture.device import DeviceTimer
 from traceml_agent.capture.open_step import IDLE_NS, NONE
 from traceml_agent.capture.segment import Segment
@@ -144,6 +145,7 @@ class Player:
         self.quiet: list[tuple[int, int]] = []
         self.stack: list[str] = []
         self.updates = 0
+        self.late = 0  # updates right after a bracket
         self.backwards = 0
         self.spoiled = False  # an update raised, or a patch was shut: counts are not exact
 
@@ -267,7 +269,8 @@ class Player:
         self._check_time()
         if not self.spoiled and not finished:
             parts = self._open_segments()
-            assert self.updates == self.closed_updates + sum(s.updates for s in parts)
+            missing = self.updates - self.closed_updates - sum(s.updates for s in parts)
+            assert 0 <= missing <= self.late  # of a bracket, and then came a pause
             assert self.backwards == self.closed_backwards + sum(s.backwards for s in parts)
             assert self.tracker.phase == NONE
 
@@ -414,6 +417,7 @@ def _make_optimizer(player: Player, node: Node) -> None:
 
 def _count_update(player: Player, update: Callable[[], None], counts: bool = True) -> None:
     outermost = not player.in_optimizer
+    player.late += player.tracker._parted
     try:
         update()
     except BaseException:
@@ -437,6 +441,7 @@ def _update_by_scaler(player: Player, node: Node) -> None:
 
 def _update_skipped(player: Player, node: Node) -> None:
     optimizer = player.optimizer(node.choice)
+    player.late += player.tracker._parted
     player.scaler.finite = False
     player.scaler.step(optimizer, player._inside(node))
 
@@ -465,6 +470,22 @@ def _raise(player: Player, node: Node) -> None:
 def _try(player: Player, node: Node) -> None:
     with contextlib.suppress(Raised, Stopped):
         player._run(node.children)
+
+
+def _bracket(player: Player, node: Node) -> None:
+    """A step whose bounds the program gives: until its end none is closed, and then one."""
+    tracker = player.tracker
+    with patch.object(SESSION, "torch", player.torch):
+        bracket = Bracket(None)
+        with bracket:
+            begun = len(player.steps)
+            is_own = tracker.bracket is bracket
+            player._run(node.children)
+            is_own = is_own and tracker.bracket is bracket
+            is_empty = tracker._exhausted and tracker._is_empty()
+            assert not is_own or len(player.steps) == begun
+    if is_own:
+        assert len(player.steps) == begun + (not is_empty)
 
 
 def _shut(player: Player, node: Node) -> None:
@@ -499,6 +520,7 @@ OPS: dict[str, Callable[[Player, Node], None]] = {
     "raise": _raise,
     "try": _try,
     "shut": _shut,
+    "bracket": _bracket,
 }
 UPDATE_OPS = frozenset(op for op in OPS if op.startswith("update"))
 LEAVES = frozenset(

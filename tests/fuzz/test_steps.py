@@ -46,7 +46,8 @@ def wholes():
         st.just(Node("backward")),
         st.builds(Node, st.sampled_from(("update", "update_by_scaler", "update_skipped"))),
     )
-    part = st.one_of(iteration, st.tuples(usual), st.tuples(node))
+    bracketed = iteration.map(lambda calls: (calls[0], Node("bracket", children=calls[1:])))
+    part = st.one_of(iteration, bracketed, st.tuples(usual), st.tuples(node))
     return st.lists(part, max_size=12).map(lambda parts: sum(parts, ()))
 
 

@@ -80,7 +80,7 @@ def _on_waiting(since_ns: int) -> None:
 
 def _at_exit() -> None:
     with guard("exit"):
-        if SESSION.pid != os.getpid():
+        if SESSION.pid != os.getpid() or SESSION.is_over:
             return
         if SESSION.recorder is None:
             say_why_nothing()
@@ -111,6 +111,33 @@ def finish_early(error: BaseException | None) -> None:
     if SESSION.pid == os.getpid():
         status, _, what, stack = ("finished", 0, None, None) if error is None else _failure(error)
         finish((status, None, what, stack))
+
+
+def shut_down() -> None:
+    """The program ends its recording: the last records, the fold and the summary, as at exit."""
+    with SESSION.opening:
+        if SESSION.pid != os.getpid() or SESSION.is_over:
+            return
+        SESSION.is_over = True
+    with guard("shutdown"):
+        was_interrupted = isinstance(_uncaught(), KeyboardInterrupt)
+        if SESSION.recorder is None:
+            say_why_nothing()
+        else:
+            finish(_how_it_goes())
+        if was_interrupted:
+            _remember_interrupt()
+    SESSION.end()
+
+
+def _how_it_goes() -> "Ending":
+    """The ending of a process that may go on: its exit code is known only when it exits."""
+    error = sys.exc_info()[1]
+    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):
+        return "finished", None, None, None  # the handler of a loop that came to its end
+    if error is not None or _uncaught() is not None or _LEAVING.exit_code is not None:
+        return _how_it_ended()
+    return "finished", None, None, None
 
 
 def close_spool(end: "Ending", leave_by: float) -> bool:
@@ -248,10 +275,11 @@ def _announcing(real_exec: Callable[..., Any]) -> Callable[..., Any]:
     """The call that replaces the program, told to the spool before. All of os.exec* end in one."""
 
     def execute(*args: Any, **kwargs: Any) -> Any:
-        if SESSION.pid == os.getpid() and SESSION.recorder is not None:
+        recorder = SESSION.recorder if _LEAVING.finished_pid != os.getpid() else None
+        if SESSION.pid == os.getpid() and recorder is not None:
             with guard("exec"):
                 SESSION.tracker.finish()
-                SESSION.recorder.announce_exec(("finished", None, BY_EXEC, None))
+                recorder.announce_exec(("finished", None, BY_EXEC, None))
         try:
             return real_exec(*args, **kwargs)
         except (OSError, TypeError, ValueError) as error:

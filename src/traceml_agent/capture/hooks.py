@@ -9,6 +9,7 @@ from typing import Any
 import wrapt
 
 from traceml_agent.capture import exit as exit_
+from traceml_agent.capture.mode import asked
 from traceml_agent.capture.patches import (
     backward,
     checkpoint,
@@ -86,7 +87,7 @@ def register_all() -> None:
 
     Nothing is registered, and so nothing patched, where a setting says that nothing is to be.
     """
-    refusal = resolve(os.environ).refusal
+    refusal = resolve(os.environ, arguments=asked().settings).refusal
     if refusal is not None:
         say_once(refusal)
         return
@@ -105,6 +106,9 @@ def _safe(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 def _install(name: str, install: Install, module: Any) -> None:
     if name in SESSION.config.skip:
         SESSION.set_status(name, "skipped by TRACEML_SKIP")
+        return
+    if asked().leaves_out(name):
+        SESSION.set_status(name, asked().reason)
         return
     try:
         status = install(module)

@@ -54,6 +54,7 @@ class OpenStep:
         "_done_end",
         "_eval_seen",
         "_evaluated",
+        "_exhausted",
         "_fetch_key",
         "_forward_ns",
         "_h2d_ns",
@@ -61,10 +62,12 @@ class OpenStep:
         "_input_ns",
         "_opened_update",
         "_optimizers",
+        "_parted",
         "_proven",
         "_roles",
         "audit",
         "audit_at",
+        "bracket",
         "device",
         "last_duration",
         "on_close",
@@ -112,6 +115,9 @@ class OpenStep:
         self._in_scaler = False
         self._fetch_key = 0
         self._carried = 0  # batches fetched ahead
+        self.bracket: object | None = None  # that the program opened around this step
+        self._parted = False  # a bracket ended, and nothing of another step was seen
+        self._exhausted = False  # a request in the bracket brought no batch
         # Provisional: since the last proof
         self._input_ns = 0
         self._h2d_ns = 0
@@ -185,6 +191,11 @@ class OpenStep:
                 self._start_at(now)
             return
         self._attend = False
+        if self._parted:
+            self._parted = phase == OPTIMIZER  # an update that follows belongs to the bracket
+            if now - self.since > pause_limit(self.last_duration):
+                self._start_at(now)
+            return
         if self.phase >= 0:  # an optimizer stepped inside this phase, which now is interrupted
             self._split_phase(now)
         self._input_ns = self._h2d_ns = self._forward_ns = 0
@@ -209,7 +220,7 @@ class OpenStep:
                     self.outside[phase] += elapsed
         self._done = None
         self.segment = Segment(now)
-        self._attend = False
+        self._attend = self._parted = False
         self._forget_provisional()
 
     def _forget_provisional(self) -> None:

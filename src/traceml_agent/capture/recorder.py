@@ -38,7 +38,6 @@ RETRY_S = 5.0
 ROWS_LIMIT = 65_536
 """Steps kept in memory where there is no ring and the disk does not answer: 40 MB."""
 
-
 Ending = tuple[str, int | None, str | None, str | None]
 """How a process ends: status, exit code, exception and stack."""
 
@@ -99,6 +98,7 @@ class Recorder:
         self.on_no_forward: Callable[[int], None] | None = None
         self.pending: Callable[[], list[Record]] = list
         self.warn: Callable[[str], None] | None = None
+        self.is_closed = False  # the spool has its end
         self._digest_at = 0.0
         self._lost_steps = 0
         self._rows: list[Row] = []  # in place of a ring
@@ -150,7 +150,8 @@ class Recorder:
     def drain(self, *, last: bool = False) -> None:
         """Writes all closed steps and pending records to the spool; `last`: whatever failed."""
         with self._lock:
-            if last or not self._is_stalled or time.monotonic() >= self._retry_at:
+            is_due = last or not self._is_stalled or time.monotonic() >= self._retry_at
+            if is_due and not self.is_closed:
                 self._drain()
 
     def _drain(self) -> None:
@@ -208,7 +209,7 @@ class Recorder:
     def write(self, records: list[Record]) -> bool:
         """Writes records that are no steps; whether the disk took them."""
         with self._lock:
-            return self._write(records)
+            return not self.is_closed and self._write(records)
 
     def _write(self, records: Sequence[Record]) -> bool:
         if self.writer.write(records):
@@ -280,6 +281,7 @@ class Recorder:
             self._close_ring(remove=True)
         else:
             self.give_up(end)
+        self.is_closed = True
         self.writer.close()
         self.hurry_digest()
         self.update_digest(0.0)

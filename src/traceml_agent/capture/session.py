@@ -13,6 +13,7 @@ from traceml_agent.capture import scopes
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.frames import current_frames
+from traceml_agent.capture.mode import STEP_PATCHES, Request, asked
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 EVENTS_LIMIT = 10_000
 """Events kept between two flushes."""
 LOOKED_LIMIT = 100
+
+OVER = "ended by shutdown()"
 
 Look = Callable[[bool], "Sequence[Record]"]
 """Looks at what torch knows of itself; called with whether it is the last time."""
@@ -57,8 +60,11 @@ class Session:
         self.statuses: dict[str, str] = {}
         self.on_active: Any = None  # set by exit.py and the sampler loop
         self.on_waiting: Any = None  # the same: the first step does not come
-        self._opening = threading.Lock()
+        self.opening = threading.Lock()
         self.gates = {name: Gate() for name in set(PATCH_OF_PHASE.values())}
+        self.by_hand = {name: Gate() for name in STEP_PATCHES}  # of what the program wraps
+        self.brackets = Gate()  # of steps whose bounds the program gives
+        self.is_over = False  # by `shutdown`, for this process and those that it forks
         self.tracker = StepTracker(0, self._activate, self._close_step)
         self.tracker.on_shut = self._shut_after_faults
         self._begin()
@@ -78,7 +84,7 @@ class Session:
     def arm(self, torch: Any) -> None:
         """Torch is there: reads the settings; no file and no thread yet."""
         self.torch = torch
-        resolved = resolve(os.environ)
+        resolved = resolve(os.environ, arguments=asked().settings)
         self.config = resolved.config
         for problem in resolved.problems:
             say(problem)
@@ -89,6 +95,40 @@ class Session:
         self.script = getattr(sys.modules.get("__main__"), "__file__", None)  # gone at exit
         self.tracker.owner = threading.main_thread().ident or get_ident()
         os.register_at_fork(after_in_child=self._after_fork)
+
+    def take(self, request: Request) -> None:
+        """The program calls `init` after torch was imported: what it leaves out passes through."""
+        before = self.config
+        wanted = resolve(os.environ, arguments=request.settings).config
+        late = [n for n in request.settings if getattr(wanted, n) != getattr(before, n)]
+        if self.recorder is None:
+            self.config = wanted
+            # Patches have asked for these two when they were put in.
+            late = [name for name in late if name in ("flops", "skip")]
+        if late:
+            what = "a step was recorded" if self.recorder is not None else "torch was imported"
+            say(f"init: {', '.join(late)} came after {what} and is not used")
+        for name in STEP_PATCHES:
+            if request.leaves_out(name):
+                self.gates[name].shut = True
+                self.set_status(name, request.reason)
+        if request.leaves_out("dataloader"):
+            self.set_status("loader_workers", "not in: it needs the dataloader patch")
+        if request.leaves_out("forward") and self.discovery is not None:
+            self.discovery.leave()
+            if self.recorder is not None:
+                self.recorder.on_no_forward = None
+
+    def end(self) -> None:
+        """Every patch and wrapper passes through from now on, and no spool is opened."""
+        self.is_over = self.brackets.shut = True
+        for name in self.gates:
+            self._shut_gates(name)
+        self.looks.clear()
+        if self.collectives is not None:
+            self.collectives.shut(OVER)
+        if self.discovery is not None:
+            self.discovery.leave()
 
     def _activate(self) -> None:
         """The first proof of training: opens the spool, unless the first step took too long."""
@@ -109,7 +149,9 @@ class Session:
 
     def _open(self) -> bool:
         """Whether the spool is open; the one who comes first opens it."""
-        with self._opening:
+        with self.opening:
+            if self.is_over:
+                return False
             if self.recorder is None and self.refusal is None:
                 self._open_recorder()
             return self.recorder is not None
@@ -135,7 +177,7 @@ class Session:
     def _after_fork(self) -> None:
         """In the child: drops what belongs to the parent, writes and closes nothing of it."""
         with guard("after fork"):
-            self._opening = threading.Lock()  # of the parent's thread, which is not here
+            self.opening = threading.Lock()  # of the parent's thread, which is not here
             if self.recorder is not None:
                 self.recorder.abandon()
             self._begin()
@@ -169,16 +211,28 @@ class Session:
         """Notes whether a patch or sampler is "active", or why not."""
         self.statuses[name] = status
 
+    def note_wrapped(self, patch: str) -> None:
+        """The program times this part of a step by hand, from here on."""
+        if self.statuses.get(patch) != "active" and not self.by_hand[patch].shut:
+            self.set_status(patch, "active")
+
     def shut(self, patch: str, reason: str) -> None:
         """A patch passes through from now on; without the recorder, all of them do."""
         for name in self.gates if patch == RECORDER else (patch,):
-            self.gates[name].shut = True
+            self._shut_gates(name)
             self.set_status(name, reason)
-        if patch == RECORDER and self.collectives is not None:
-            self.collectives.shut(reason)
+        if patch == RECORDER:
+            self.brackets.shut = True
+            if self.collectives is not None:
+                self.collectives.shut(reason)
         with guard("breaker"):
             # From here on updates may show by the version of a parameter only: read it now.
             self.tracker.probe.version_moved()
+
+    def _shut_gates(self, patch: str) -> None:
+        self.gates[patch].shut = True
+        if patch in self.by_hand:
+            self.by_hand[patch].shut = True
 
     def _shut_after_faults(self, patch: str) -> None:
         self.shut(patch, f"switched off after {FAULT_LIMIT} errors of its own")

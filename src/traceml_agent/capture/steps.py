@@ -8,18 +8,20 @@ No call marks a step. What counts as evidence:
 * Without such a request it closes when an optimizer steps that already stepped in this step: then
   it ended at the first event after its last update, which is where a new segment began.
 * Without any optimizer, an update is seen by the version counter of a parameter.
+* Where the program says what a step is (a bracket), that counts, and nothing of the above.
 
 All methods are called by one thread, the one that trains; `owner` is its identifier.
 """
 
-from traceml_agent.capture.open_step import NONE, OpenStep, clock, pause_limit
+from traceml_agent.capture.bracketed import BracketedStep
+from traceml_agent.capture.open_step import NONE, clock
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.updates import UNKNOWN_VERSION
 from traceml_agent.guard import INTERNAL
 from traceml_agent.schema.phases import BACKWARD, EVAL, FORWARD, H2D, INPUT_WAIT, OPTIMIZER
 
 
-class StepTracker(OpenStep):
+class StepTracker(BracketedStep):
     """What the patches call: events of the training loop, in the order in which they happen."""
 
     __slots__ = ()
@@ -37,10 +39,10 @@ class StepTracker(OpenStep):
             segment = self.segment
             if self._proven:
                 first = segment if self._done is None else self._done
-                if key in first.keys and self._is_updated(first):
+                if key in first.keys and self.bracket is None and self._is_updated(first):
                     self._close_all(now)
                     segment = self.segment
-            elif segment.start:
+            elif segment.start and self.bracket is None:
                 # Asked in this order: what was written before the first batch is no update.
                 if key in segment.keys and self.probe.version_moved() and self._batches:
                     # Backward and optimizer run inside one compiled call: only the result shows.
@@ -80,6 +82,7 @@ class StepTracker(OpenStep):
         """The loader is exhausted, has failed, or has only started its workers."""
         try:
             elapsed = self.leave(NONE)
+            self._exhausted = True
             role = self._roles.get(self._fetch_key)
             if role == EVAL:
                 self.segment.acc[INPUT_WAIT] -= elapsed
@@ -94,12 +97,6 @@ class StepTracker(OpenStep):
             return not self._opened_update
         backwards = first.backwards or self.segment.backwards
         return backwards > 0 and self._saw_update()
-
-    def _skip_pause(self, now: int) -> None:
-        """Between two loops: before the first step, or after a pause, training starts afresh."""
-        only_evaluated = self._evaluated and self.on_proof is not None
-        if only_evaluated or now - self.since > pause_limit(self.last_duration):
-            self._start_at(now)
 
     # Copies, forward and backward
 
@@ -146,7 +143,8 @@ class StepTracker(OpenStep):
     def begin_backward(self) -> int:
         """A backward pass starts: what came before it was training."""
         try:
-            if self._proven and self.phase == NONE and not self._optimizers:
+            is_open = self._proven and self.phase == NONE and not self._optimizers
+            if is_open and self.bracket is None:
                 first = self.segment if self._done is None else self._done
                 # With a loader its next request decides: SAM writes to parameters in between.
                 parted = (self._done is not None or self._attend) and not first.keys
@@ -218,9 +216,10 @@ class StepTracker(OpenStep):
             return False
 
     def _begin_update(self, optimizer_id: int) -> None:
-        if optimizer_id in self._optimizers:
+        if optimizer_id in self._optimizers and self.bracket is None:
             self._close_at_segment()
         self.updating = 1
+        late = self._parted  # of the bracket that has ended: no step of its own
         # An optimizer may step inside backward (one per parameter, as a gradient hook): then the
         # time is backward's, and only the update counts.
         if self.phase == NONE:
@@ -230,6 +229,8 @@ class StepTracker(OpenStep):
             self._opened_update = False
             if not self.segment.start:  # inside what alone starts no step
                 self._start_at(self.since)
+        if late:
+            return
         self._optimizers.append(optimizer_id)
         if not self._proven or self._batches or self._eval_seen:
             self._prove()
@@ -271,33 +272,7 @@ class StepTracker(OpenStep):
         except INTERNAL as error:
             self._fail("optimizer", error)
 
-    def _abort_update(self) -> None:
-        """The step of an optimizer raised, and the loop went on."""
-        if self.phase == OPTIMIZER:
-            self.leave(NONE)
-        self.updating = 0
-        self._opened_update = False
-        self._in_scaler = False
-
-    # Evidence
-
-    def _prove(self) -> None:
-        """What is provisional was training."""
-        self._proven = True
-        if self._batches:
-            segment, roles = self.segment, self._roles
-            for key, samples in self._batches:
-                if segment.batches:
-                    segment.count_batch(key, samples)
-                else:
-                    segment.loader, segment.batches, segment.samples = key, 1, samples
-                roles[key] = INPUT_WAIT
-            self._batches.clear()
-        self._input_ns = self._h2d_ns = self._forward_ns = 0
-        self._eval_seen = self._evaluated = False
-        if self.on_proof is not None:
-            on_proof, self.on_proof = self.on_proof, None
-            on_proof()
+    # The end
 
     def finish(self) -> None:
         """The program ends: closes a step whose update is done; the rest stays outside steps."""

@@ -79,6 +79,7 @@ class SpoolWriter:
         """Closes the file."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
+        self._fd = -1  # the number may soon be that of a file of the program
 
     def _thin(self) -> None:
         """Replaces every other old batch of steps by its exact sums, and drops every other sample.

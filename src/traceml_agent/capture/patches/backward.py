@@ -8,6 +8,7 @@ from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import Gate
 from traceml_agent.schema.phases import BACKWARD, OPTIMIZER
 
 
@@ -17,13 +18,14 @@ def install(torch: Any) -> str:
     count = counting(torch)
     plain = autograd.backward
     inner = plain if count is None else counted(plain, count, in_forward=False)
-    autograd.backward = _backward(inner, is_compiling)
+    autograd.backward = timed_backward(inner, is_compiling, SESSION.gates["backward"])
     autograd.grad = _grad(autograd.grad, is_compiling)
     return "active"
 
 
-def _backward(original: Any, is_compiling: Callable[[], bool]) -> Any:
-    tracker, gate = SESSION.tracker, SESSION.gates["backward"]
+def timed_backward(original: Any, is_compiling: Callable[[], bool], gate: Gate) -> Any:
+    """The call, as the phase backward and a proof of training, until the gate is shut."""
+    tracker = SESSION.tracker
 
     def backward(*args: Any, **kwargs: Any) -> Any:
         phase = tracker.phase

@@ -46,10 +46,10 @@ def install_distributed(package: Any) -> str:
 
 
 def _save(original: Any, call_name: str) -> Any:
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["checkpoint"]
 
     def save(*args: Any, **kwargs: Any) -> Any:
-        if tracker.phase != NONE or get_ident() != tracker.owner:
+        if gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
             return original(*args, **kwargs)
         caller = sys._getframe(1)
         place: str | None = f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}"

@@ -15,13 +15,15 @@ def install(dynamo: Any) -> str:
     """Registers a callback at the start and one at the end of each outermost compilation."""
     from torch._dynamo.callback import callback_handler
 
-    tracker = SESSION.tracker
+    tracker, gate = SESSION.tracker, SESSION.gates["compile"]
     interrupted: list[int] = []
 
     # Dynamo runs these while it compiles: an error here would be the user's error.
     def on_start(_args: Any = None) -> None:
         with guard("compile callback"):
             SESSION.compiled = True
+            if gate.shut:
+                return
             if get_ident() == tracker.owner and tracker.phase != COMPILE:
                 interrupted.append(tracker.enter(COMPILE))
 

@@ -63,6 +63,17 @@ class Discovery:
         self.until = step + DISCOVERY_STEPS
         self._widen()
 
+    def leave(self) -> None:
+        """Takes the patch off. Where the program compiles, or patched over it, it stays, shut."""
+        SESSION.discovery = None
+        if SESSION.compiled:
+            return
+        if self.module_class.__call__ is self.wrapper:
+            self.module_class.__call__ = self.original
+        for root in self.patched:
+            if vars(root).get("__call__") is self.wrapper:
+                del root.__call__
+
     def _widen(self) -> None:
         self.module_class.__call__ = self.wrapper
         self.wide = True

@@ -2,21 +2,38 @@
 
 import sys
 from _thread import get_ident
+from collections.abc import Callable
 from typing import Any
 
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.resume import note_optimizer
 from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import Gate
 from traceml_agent.schema.phases import OPTIMIZER
+
+Hook = Callable[[Any, Any, Any], None]
+"""Called with the optimizer and the arguments of its step."""
 
 
 def install(torch: Any) -> str:
     """Registers the hooks for every optimizer, present and future."""
     # Not an attribute of `torch.optim` in all versions, but always an imported module.
     module = sys.modules["torch.optim.optimizer"]
-    is_compiling = compiling_test(torch)
-    tracker, gate = SESSION.tracker, SESSION.gates["optimizer"]
+    before_step, after_step = step_hooks(torch, SESSION.gates["optimizer"])
+    module.register_optimizer_step_pre_hook(before_step)
+    module.register_optimizer_step_post_hook(after_step)
+    module.Optimizer.__init__ = _construction(module.Optimizer.__init__)
+    scaler_class = getattr(torch.amp, "GradScaler", None)
+    if scaler_class is None:
+        return "active"
+    scaler_class.step = _scaler_step(scaler_class.step)
+    return "active"
+
+
+def step_hooks(torch: Any, gate: Gate) -> tuple[Hook, Hook]:
+    """What is to run before and after each `step`, until the gate is shut."""
+    is_compiling, tracker = compiling_test(torch), SESSION.tracker
     count_running = running_updates()
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -36,14 +53,7 @@ def install(torch: Any) -> str:
         if get_ident() == tracker.owner:
             tracker.end_update()
 
-    module.register_optimizer_step_pre_hook(before_step)
-    module.register_optimizer_step_post_hook(after_step)
-    module.Optimizer.__init__ = _construction(module.Optimizer.__init__)
-    scaler_class = getattr(torch.amp, "GradScaler", None)
-    if scaler_class is None:
-        return "active"
-    scaler_class.step = _scaler_step(scaler_class.step)
-    return "active"
+    return before_step, after_step
 
 
 def _construction(original: Any) -> Any:

@@ -7,14 +7,27 @@ from typing import Any
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import Gate
 from traceml_agent.schema.phases import H2D
 
 
 def install(torch: Any) -> str:
     """Patches the three methods of `torch.Tensor`; copies of one device pass through."""
     tensor_class = torch.Tensor
-    is_compiling = compiling_test(torch)
-    device_type, dtype_type = torch.device, torch.dtype
+    is_compiling, gate = compiling_test(torch), SESSION.gates["transfer"]
+    for name, target in targets(torch).items():
+        original = getattr(tensor_class, name)
+        setattr(tensor_class, name, timed_copy(original, target, is_compiling, gate))
+    return "active"
+
+
+Target = Callable[[tuple[Any, ...], dict[str, Any]], str | None]
+"""The type of the device that a call with these arguments copies to; None: it names none."""
+
+
+def targets(torch: Any) -> dict[str, Target]:
+    """Of each method that copies between devices."""
+    tensor_class, device_type, dtype_type = torch.Tensor, torch.device, torch.dtype
 
     def target_of_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         target = args[0] if args else kwargs.get("device", kwargs.get("other"))
@@ -28,17 +41,18 @@ def install(torch: Any) -> str:
             return str(target.device.type)
         return "cuda" if isinstance(target, int) else None
 
-    def patch(name: str, target: Callable[[tuple[Any, ...], dict[str, Any]], str | None]) -> None:
-        setattr(tensor_class, name, _wrapper(getattr(tensor_class, name), target, is_compiling))
-
-    patch("to", target_of_to)
-    patch("cuda", lambda args, kwargs: "cuda")
-    patch("cpu", lambda args, kwargs: "cpu")
-    return "active"
+    return {
+        "to": target_of_to,
+        "cuda": lambda args, kwargs: "cuda",
+        "cpu": lambda args, kwargs: "cpu",
+    }
 
 
-def _wrapper(original: Any, target_of: Any, is_compiling: Callable[[], bool]) -> Any:
-    tracker, gate = SESSION.tracker, SESSION.gates["transfer"]
+def timed_copy(
+    original: Any, target_of: Target, is_compiling: Callable[[], bool], gate: Gate
+) -> Any:
+    """The method, as the phase h2d where it crosses devices, until the gate is shut."""
+    tracker = SESSION.tracker
 
     def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
         if is_compiling() or gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
