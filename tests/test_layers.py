@@ -35,7 +35,8 @@ LAYERS: dict[str, set[str]] = {
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
     "integrations": {"capture", "schema"},
     "api": FOUNDATION | {"capture"},
-    "__init__": {"version", "api"},
+    "watching": {"guard", "capture"},
+    "__init__": {"version", "api", "watching"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself."""

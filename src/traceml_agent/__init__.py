@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         summary,
         trace,
     )
+    from traceml_agent.watching import watch
 
 __all__ = [
     "__version__",
@@ -32,14 +33,15 @@ __all__ = [
     "scope",
     "summary",
     "trace",
+    "watch",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from traceml_agent import api
+        from traceml_agent import api, watching
 
-        return getattr(api, name)
+        return getattr(watching if name == "watch" else api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

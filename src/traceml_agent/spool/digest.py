@@ -260,7 +260,7 @@ def records_of(spool: Spool) -> list[Record]:
             found.append(Samples(samples[0].kind, len(samples), columns_of(samples)))
     found += [*joined(spool.collectives), *spool.arrivals, *spool.ddp.values()]
     found += [*causes_of(spool), *spool.stalls, *spool.process_groups, *spool.faults]
-    found += [*loader_records(spool), *spool.retained]
+    found += [*loader_records(spool), *spool.retained, *spool.snapshots]
     last = (spool.stacks, spool.overhead, spool.end)
     return found + [record for record in last if record is not None]
 

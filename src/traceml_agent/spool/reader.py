@@ -31,6 +31,7 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.schema.retained import Retained
+from traceml_agent.schema.snapshots import Snapshot
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
 from traceml_agent.spool.format import (
@@ -81,6 +82,7 @@ class Spool:
     worker_stacks: dict[int, WorkerStacks] = field(default_factory=dict)  # by loader
     stacks: Stacks | None = None
     retained: list[Retained] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
@@ -201,6 +203,8 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.stacks = record
     elif isinstance(record, Retained):
         spool.retained.append(record)
+    elif isinstance(record, Snapshot):
+        spool.snapshots.append(record)
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

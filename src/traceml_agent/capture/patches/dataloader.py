@@ -59,12 +59,16 @@ def _patch_next(iterator_class: Any) -> None:
             batch = original(self)
         except BaseException as error:
             tracker.end_fetch_without_batch()
+            if SESSION.snapshots is not None and isinstance(error, StopIteration):
+                SESSION.snapshots.exhausted(self)
             hide_frame(error)
             raise
         tracker.end_fetch(samples_in(batch, sampler) if self._auto_collation else None)
         iteration = live.get(id(self))
         if iteration is not None:
             note_ask(self, iteration, asked, tracker.since, batch)
+        if SESSION.snapshots is not None:
+            SESSION.snapshots.fetched(self)
         return batch
 
     iterator_class.__next__ = like(__next__, original)

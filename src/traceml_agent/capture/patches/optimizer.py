@@ -35,6 +35,8 @@ def install(torch: Any) -> str:
             return
         if get_ident() == tracker.owner:
             tracker.end_update()
+            if SESSION.snapshots is not None:
+                SESSION.snapshots.stepped(optimizer)
 
     module.register_optimizer_step_pre_hook(before_step)
     module.register_optimizer_step_post_hook(after_step)
