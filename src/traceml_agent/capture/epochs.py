@@ -16,22 +16,26 @@ MOST_LOOPS = 32
 class Loop:
     """One iteration of a loader."""
 
-    __slots__ = ("batches", "length", "loader", "steps", "steps_before")
+    __slots__ = ("batches", "length", "loader", "missed", "steps", "steps_before")
 
-    def __init__(self, loader: int, length: int | None, steps_before: int | None) -> None:
+    def __init__(
+        self, loader: int, length: int | None, steps_before: int | None, missed: int
+    ) -> None:
         self.loader = loader
         self.length = length  # batches; None where the loader does not know
         self.steps_before = steps_before  # of the epoch before, of this loader
-        self.batches = 0
+        self.missed = missed  # batches before the first one that was seen here
+        self.batches = missed
         self.steps = 0
 
     def steps_left(self) -> int | None:
         """Steps that are still to come; None where nothing tells."""
         if self.steps_before is not None:
             return max(0, self.steps_before - self.steps)
-        if self.length is None or not self.batches:
+        seen = self.batches - self.missed
+        if self.length is None or not seen:
             return None
-        return max(0, self.length - self.batches) * self.steps // self.batches
+        return max(0, self.length - self.batches) * self.steps // seen
 
 
 class Epochs:
@@ -74,11 +78,13 @@ class Epochs:
     def _begin(self, iterator: Any) -> bool:
         loader = id(iterator._index_sampler)
         left = [key for key, loop in self._loops.items() if loop.loader == loader]
-        # It was left before its end: a list, so that each one is taken out.
-        ended = any([self._ends(self._loops.pop(key)) for key in left])
+        ended = False
+        for key in left:  # not exhausted, but left
+            ended = self._ends(self._loops.pop(key)) or ended
         while len(self._loops) >= MOST_LOOPS:
             del self._loops[next(iter(self._loops))]
-        loop = Loop(loader, _length(iterator), self._steps.get(loader))
+        missed = iterator._num_yielded - 1
+        loop = Loop(loader, _length(iterator), self._steps.get(loader), missed)
         self._loops[id(iterator)] = loop
         return ended
 
@@ -87,7 +93,8 @@ class Epochs:
             return False
         if len(self._steps) >= MOST_LOOPS:
             self._steps.clear()
-        self._steps[loop.loader] = loop.steps
+        if not loop.missed:
+            self._steps[loop.loader] = loop.steps
         if not self.steps_since:  # one of several loaders: the epoch ended with the first
             return False
         self.steps_since = 0

@@ -1,21 +1,15 @@
-"""Which parameters a snapshot is about, and how they are called."""
+"""What of a parameter can be looked at, and what it is called."""
 
-import weakref
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from traceml_agent.guard import or_none
 
-MOST_TENSORS = 256
-"""Of a snapshot, the largest ones. Chosen: all of a model of some 20 blocks; 70 KB a record."""
 MOST_LOOKED = 1 << 22
 """Elements of one tensor: 16 MiB of float32. Of a larger one, BLOCKS blocks are looked at."""
 BLOCKS = 64
 ALIGNED = 64
 """Bytes between the beginnings of two tensors in a buffer."""
-MOST_ROOTS = 64
-"""Modules remembered. Chosen: a program with more makes them in a loop, and keeps none."""
 
 _TYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _DEVICES = ("cpu", "cuda")
@@ -26,13 +20,19 @@ _PARALLEL = ("DistributedDataParallel", "DataParallel")
 
 
 class Target:
-    """A parameter of a snapshot. Plain slots: made by the hundred."""
+    """A parameter of a snapshot. Plain slots: made by the hundred.
 
-    __slots__ = ("device", "dtype", "elements", "is_shard", "looked", "name", "order", "reference", "room",
-                 "shape", "size")  # fmt: skip
+    It is known by its id, and looked up again when it is copied: a reference would keep a model
+    alive, and a weak one is seen by `torch.utils.swap_tensors`, which refuses such tensors.
+    """
+
+    __slots__ = (
+        "device", "dtype", "elements", "identity", "is_shard", "looked", "name", "order", "room",
+        "shape", "size",
+    )  # fmt: skip
 
     def __init__(self, parameter: Any, tensor: Any, name: str, order: int) -> None:
-        self.reference = weakref.ref(parameter)
+        self.identity = id(parameter)
         self.name = name
         self.order = order
         self.is_shard = tensor is not parameter
@@ -43,65 +43,6 @@ class Target:
         self.size = self.looked * tensor.element_size()  # bytes
         # Of a half, the gradient may be of float32.
         self.room = self.size + max(self.size, self.looked * 4) + 2 * ALIGNED
-
-
-class Roots:
-    """The models of the program, as they were called or named by hand, and their parameters."""
-
-    def __init__(self) -> None:
-        self._roots: dict[int, weakref.ref[Any]] = {}
-        self._names: dict[int, tuple[weakref.ref[Any], str]] = {}  # by id of the parameter
-
-    def add(self, module: Any) -> None:
-        """Remembers a model, not keeping it alive."""
-        known = self._roots.get(id(module))
-        if known is not None and known() is module:
-            return
-        if len(self._roots) >= MOST_ROOTS:
-            self._roots = {key: ref for key, ref in self._roots.items() if ref() is not None}
-        if len(self._roots) < MOST_ROOTS:
-            self._roots[id(module)] = weakref.ref(module)
-
-    def name_of(self, parameter: Any) -> str | None:
-        """As its model calls it; None for the parameter of no model that is known."""
-        known = self._names.get(id(parameter))
-        return known[1] if known is not None and known[0]() is parameter else None
-
-    def give_names(self, torch: Any, wanted: Iterable[Any]) -> None:
-        """Names those parameters that have none. A name once given stays.
-
-        Those of the largest model first; with several models, its type stands before each name.
-        """
-        nameless = {id(p) for p in wanted if self.name_of(p) is None}
-        if not nameless:
-            return
-        self._names = {k: known for k, known in self._names.items() if known[0]() is not None}
-        found = [(root, _named(torch, root) or []) for ref in tuple(self._roots.values())
-                 if (root := ref()) is not None]  # fmt: skip
-        found.sort(key=lambda pair: -len(pair[1]))
-        shares: list[tuple[str, list[tuple[str, Any]]]] = []
-        for root, named in found:
-            share = [(name, p) for name, p in named if id(p) in nameless]
-            nameless -= {id(p) for _, p in share}
-            if share:
-                shares.append((type(_unwrapped(root)).__name__, share))
-        is_alone = len(shares) == 1 and not self._names
-        kinds = Counter(name.split(".")[0] for _, name in self._names.values())
-        seen: Counter[str] = Counter()
-        taken = {name for _, name in self._names.values()}
-        for kind, share in shares:
-            seen[kind] += 1
-            number = seen[kind] + (1 if kinds[kind] else 0)
-            prefix = kind if number == 1 else f"{kind}#{number}"
-            for name, parameter in share:
-                full = _free(name if is_alone else f"{prefix}.{name}", taken)
-                taken.add(full)
-                self._names[id(parameter)] = (weakref.ref(parameter), full)
-
-
-def watched(torch: Any, model: Any) -> list[Any]:
-    """The parameters of a model, each once."""
-    return [parameter for _, parameter in _named(torch, model) or ()]
 
 
 def of_optimizer(optimizer: Any) -> Iterator[tuple[str, Any]]:
@@ -148,12 +89,14 @@ def is_plain(torch: Any, tensor: Any) -> bool:
 
 
 @or_none  # attributes of a model may be anything
-def _named(torch: Any, root: Any) -> list[tuple[str, Any]]:
+def named_parameters(torch: Any, root: Any) -> list[tuple[str, Any]]:
+    """The parameters of a model, each once, by the names that it gives them."""
     module = torch.nn.Module
-    return [(_plain(name), p) for name, p in module.named_parameters(_unwrapped(root))]
+    return [(_plain(name), p) for name, p in module.named_parameters(unwrapped(root))]
 
 
-def _unwrapped(root: Any) -> Any:
+def unwrapped(root: Any) -> Any:
+    """The model inside what makes it parallel or compiled."""
     for _ in range(MOST_WRAPPERS):
         kind = type(root).__name__
         inner = "_orig_mod" if kind == "OptimizedModule" else "module" if kind in _PARALLEL else ""
@@ -166,12 +109,3 @@ def _unwrapped(root: Any) -> Any:
 
 def _plain(name: str) -> str:
     return ".".join(part for part in str(name).split(".") if part not in _WRAPPERS)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    if name not in taken:
-        return name
-    number = 2
-    while f"{name}#{number}" in taken:
-        number += 1
-    return f"{name}#{number}"

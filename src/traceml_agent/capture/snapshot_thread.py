@@ -66,7 +66,7 @@ class SnapshotThread:
 
     def __init__(self, torch: Any, staging: Staging) -> None:
         self.cpu_ns = 0
-        self.done: "deque[Snapshot]" = deque(maxlen=DONE_KEPT)
+        self.done: deque[Snapshot] = deque(maxlen=DONE_KEPT)
         self._torch = torch
         self._staging = staging
         self._jobs: deque[Job] = deque()
@@ -77,9 +77,7 @@ class SnapshotThread:
     def wake(self) -> None:
         """Starts the thread, or has it look for what is to do."""
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="traceml-snapshots", daemon=True
-            )
+            self._thread = threading.Thread(target=self._run, name="traceml-snapshots", daemon=True)
             self._thread.start()
         self._wake.set()
 

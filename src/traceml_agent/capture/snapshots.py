@@ -6,22 +6,13 @@ thread. A snapshot of a large model so spreads over the last steps of an epoch.
 """
 
 import time
-import weakref
 from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.epochs import Epochs
 from traceml_agent.capture.open_step import NONE
-from traceml_agent.capture.snapshot_targets import (
-    MOST_TENSORS,
-    Roots,
-    Target,
-    is_plain,
-    local_part,
-    of_optimizer,
-    reason_against,
-    watched,
-)
+from traceml_agent.capture.snapshot_choice import Choice
+from traceml_agent.capture.snapshot_targets import Target, is_plain, local_part
 from traceml_agent.capture.snapshot_thread import Entry, Job, SnapshotThread, Window
 from traceml_agent.capture.staging import Parcel, Staging
 from traceml_agent.guard import INTERNAL, fault, is_off
@@ -52,12 +43,8 @@ class SnapshotWatch:
 
     def __init__(self, session: "Session", everything: bool) -> None:
         self._session = session
-        self._everything = everything  # else the models that were given to `watch`
         self._torch = session.torch
-        self._roots = Roots()
-        self._models: list[weakref.ref[Any]] = []
-        self._optimizers: dict[int, weakref.ref[Any]] = {}
-        self._optimizers_size = 0
+        self._choice = Choice(session, everything)
         self._forget()
         session.set_status(WHERE, "active")
 
@@ -80,13 +67,11 @@ class SnapshotWatch:
 
     def saw(self, module: Any) -> None:
         """A model was called from outside: it gives names."""
-        self._roots.add(module)
+        self._choice.add_root(module)
 
     def watch(self, model: Any) -> None:
         """A model was named by hand."""
-        self._roots.add(model)
-        if all(ref() is not model for ref in self._models):
-            self._models.append(weakref.ref(model))
+        self._choice.add_root(model, is_watched=True)
 
     # What the patches tell
 
@@ -152,7 +137,7 @@ class SnapshotWatch:
         """Whether a snapshot begins with this step."""
         loop = self._epochs.loop
         left = None if loop is None else loop.steps_left()
-        needed = -(-self._optimizers_size // STEP_BYTES)
+        needed = -(-self._choice.size // STEP_BYTES)
         if left is not None and left < needed and self._considered != self._epochs.ended:
             self._considered = self._epochs.ended
             if self._is_turn():
@@ -187,16 +172,9 @@ class SnapshotWatch:
     # What
 
     def _know(self, optimizer: Any) -> None:
-        known = self._optimizers.get(id(optimizer))
-        if known is not None and known() is optimizer:
-            return
-        self._optimizers[id(optimizer)] = weakref.ref(optimizer)
-        torch = self._torch
-        with torch._C.DisableTorchFunction():
-            tensors = [local_part(parameter) for _, parameter in of_optimizer(optimizer)]
-            targets = [Target(t, t, "", 0) for t in tensors if reason_against(torch, t, t) is None]
-        self._optimizers_size += sum(target.room for target in targets)
-        if any(target.device.type != "cpu" for target in targets):
+        with self._torch._C.DisableTorchFunction():
+            targets = self._choice.add_optimizer(optimizer)
+        if targets and any(target.device.type != "cpu" for target in targets):
             self._fit(targets)
             self._thread.wake()
 
@@ -204,7 +182,7 @@ class SnapshotWatch:
         self._opened_step = self._step
         left_out: dict[str, int] = {}
         with self._torch._C.DisableTorchFunction():
-            found = self._chosen(left_out)
+            found = self._choice.targets(left_out)
         if not found or self._session.recorder is None:
             return
         self._taken += 1
@@ -221,48 +199,6 @@ class SnapshotWatch:
     def _fit(self, targets: list[Target]) -> None:
         size = max(max(t.room for t in targets), min(STEP_BYTES, sum(t.room for t in targets)))
         self._staging.fit(size, any(target.device.type != "cpu" for target in targets))
-
-    def _chosen(self, left_out: dict[str, int] | None = None) -> list[tuple[int, Target]]:
-        """The parameters with the optimizers that write to them, the largest ones first."""
-        torch, left_out = self._torch, {} if left_out is None else left_out
-        rows: list[tuple[int, str | None, Any]] = []
-        self._optimizers = {k: ref for k, ref in self._optimizers.items() if ref() is not None}
-        for key, reference in self._optimizers.items():
-            optimizer = reference()
-            if optimizer is not None:
-                rows += [(key, name, p) for name, p in of_optimizer(optimizer)]
-        models = [model for ref in self._models if (model := ref()) is not None]
-        named = [p for model in models for p in watched(torch, model)]
-        rows += [(0, None, p) for p in named]
-        if not self._everything:
-            wanted = {id(p) for p in named}
-            rows = [row for row in rows if id(row[2]) in wanted]
-        self._roots.give_names(torch, [p for _, _, p in rows])
-        seen: set[int] = set()
-        found: list[tuple[int, Target]] = []
-        for key, name, parameter in rows:
-            if id(parameter) in seen:  # tied, or in an optimizer and a model
-                continue
-            seen.add(id(parameter))
-            tensor = local_part(parameter)
-            if tensor is parameter and self._is_replica():
-                continue
-            reason = reason_against(torch, parameter, tensor)
-            if reason is not None:
-                left_out[reason] = left_out.get(reason, 0) + 1
-                continue
-            known = self._roots.name_of(parameter) or name or ""
-            found.append((key, Target(parameter, tensor, known, len(found))))
-        found.sort(key=lambda pair: (-pair[1].elements, pair[1].order))
-        if len(found) > MOST_TENSORS:
-            left_out[f"beyond the {MOST_TENSORS} largest"] = len(found) - MOST_TENSORS
-        return found[:MOST_TENSORS]
-
-    def _is_replica(self) -> bool:
-        """Whether rank 0 has the same: DistributedDataParallel keeps them equal."""
-        recorder = self._session.recorder
-        is_first = recorder is None or recorder.identity.rank == 0
-        return not is_first and "ddp" in self._session.strategies
 
     def _is_calm(self) -> bool:
         """Whether copies from a device may be queued now: no graph is captured, no mode is on."""
@@ -290,22 +226,26 @@ class SnapshotWatch:
         if buffer is None:
             return False  # the other thread is not done: at the next step
         parcel, entries = Parcel(buffer), []
+        parameters = self._choice.parameters(key)
         is_scaled = getattr(optimizer, "grad_scale", None) is not None
         why = "scaled" if is_scaled else None if with_gradients else "not at an update"
         while pending and parcel.filled + pending[-1].room <= buffer.size:
-            entry = self._copy(window, parcel, pending.pop(), why)
-            if entry is not None:
+            target = pending.pop()
+            parameter = parameters.get(target.identity)
+            entry = None if parameter is None else self._copy(parcel, target, parameter, why)
+            if entry is None:
+                window.leave_out("gone or changed")
+            else:
                 entries.append(entry)
         parcel.close(self._torch)
         window.last_step = self._step
         self._thread.give(Job(window, parcel, tuple(entries)))
         return bool(entries)
 
-    def _copy(self, window: Window, parcel: Parcel, target: Target, why: str | None) -> Entry | None:
-        torch, parameter = self._torch, target.reference()
-        tensor = None if parameter is None else local_part(parameter)
-        if tensor is None or not _is_like(torch, tensor, target) or tensor.dtype != target.dtype:
-            window.leave_out("gone or changed")
+    def _copy(self, parcel: Parcel, target: Target, parameter: Any, why: str | None) -> Any:
+        """The entry of a parameter; None if it is no longer what was planned for."""
+        torch, tensor = self._torch, local_part(parameter)
+        if not _is_like(torch, tensor, target) or tensor.dtype != target.dtype:
             return None
         weight_at, gradient_at = parcel.add(torch, tensor, target.looked), None
         gradient = parameter.grad
@@ -328,7 +268,7 @@ class SnapshotWatch:
         window = self._window
         if window is None:
             return
-        patience = PATIENCE + self._optimizers_size // STEP_BYTES
+        patience = PATIENCE + self._choice.size // STEP_BYTES
         if not any(window.pending.values()) or self._step - window.first_step > patience:
             self._close_window()
 
