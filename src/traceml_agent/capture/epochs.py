@@ -46,6 +46,7 @@ class Epochs:
         self.loop: Loop | None = None  # that gave the last batch
         self._loops: dict[int, Loop] = {}  # by id of the iterator
         self._steps: dict[int, int] = {}  # by loader: of its last epoch
+        self._last_steps: int | None = None  # of the last epoch
         self.steps_since = 0  # the last epoch ended
 
     def stepped(self) -> None:
@@ -54,13 +55,16 @@ class Epochs:
         if self.loop is not None:
             self.loop.steps += 1
 
-    def fetched(self, iterator: Any) -> bool:
-        """A batch came; whether it is the first one of an iteration that begins an epoch anew."""
+    def fetched(self, iterator: Any, loader: int) -> bool:
+        """A batch came; whether that tells that an epoch has ended before.
+
+        `loader` stays the same where the program makes its loader anew for each epoch.
+        """
         number = iterator._num_yielded
         loop = self._loops.get(id(iterator))
         is_new_epoch = False
         if loop is None or number <= loop.batches:
-            is_new_epoch = self._begin(iterator)
+            is_new_epoch = self._begin(iterator, loader)
             loop = self._loops[id(iterator)]
         loop.batches = number
         self.loop = loop
@@ -75,8 +79,7 @@ class Epochs:
             self.loop = None
         return self._ends(loop)
 
-    def _begin(self, iterator: Any) -> bool:
-        loader = id(iterator._index_sampler)
+    def _begin(self, iterator: Any, loader: int) -> bool:
         left = [key for key, loop in self._loops.items() if loop.loader == loader]
         ended = False
         for key in left:  # not exhausted, but left
@@ -84,7 +87,9 @@ class Epochs:
         while len(self._loops) >= MOST_LOOPS:
             del self._loops[next(iter(self._loops))]
         missed = iterator._num_yielded - 1
-        loop = Loop(loader, _length(iterator), self._steps.get(loader), missed)
+        length = _length(iterator)
+        before = self._steps.get(loader, self._last_steps if length is None else None)
+        loop = Loop(loader, length, before, missed)
         self._loops[id(iterator)] = loop
         return ended
 
@@ -94,7 +99,7 @@ class Epochs:
         if len(self._steps) >= MOST_LOOPS:
             self._steps.clear()
         if not loop.missed:
-            self._steps[loop.loader] = loop.steps
+            self._steps[loop.loader] = self._last_steps = loop.steps
         if not self.steps_since:  # one of several loaders: the epoch ended with the first
             return False
         self.steps_since = 0

@@ -75,10 +75,12 @@ class SnapshotWatch:
 
     # What the patches tell
 
-    def fetched(self, iterator: Any) -> None:
-        """A batch came from a loader."""
+    def fetched(self, iterator: Any, iteration: Any) -> None:
+        """A batch came from a loader; `iteration` is what the watch of the loaders has of it."""
         try:
-            if self._epochs.fetched(iterator):
+            sampler = iterator._index_sampler
+            loader = id(sampler if iteration is None else iteration.log)
+            if self._epochs.fetched(iterator, loader):
                 self._end_epoch()
         except INTERNAL as error:
             self._fail(error)

@@ -68,7 +68,7 @@ def _patch_next(iterator_class: Any) -> None:
         if iteration is not None:
             note_ask(self, iteration, asked, tracker.since, batch)
         if SESSION.snapshots is not None:
-            SESSION.snapshots.fetched(self)
+            SESSION.snapshots.fetched(self, iteration)
         return batch
 
     iterator_class.__next__ = like(__next__, original)
