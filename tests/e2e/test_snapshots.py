@@ -242,8 +242,9 @@ def test_numbers_that_are_not_finite_are_findings_that_name_tensor_step_and_epoc
             "tensor": "2.weight", "step": 20, "epoch": 2, "nan": 3, "inf": 1, "elements": 32,
             "tensors": 1, "finite_at_step": 10,
         }  # fmt: skip
-        assert "of 2.weight held 3 NaN and 1 Inf among 32 elements after step 20 (epoch 2)" in (
-            finding["summary"]
+        assert (
+            "of 2.weight held 3 NaN and 1 Inf among 32 elements after step 20 (epoch 2)"
+            in (finding["summary"])
         )
 
 

@@ -52,6 +52,7 @@ from traceml_agent.schema.records import (
     Steps,
 )
 from traceml_agent.schema.retained import Retained, RetainedTensors
+from traceml_agent.schema.snapshots import EPOCH, Figures, Snapshot, TensorFigures
 from traceml_agent.schema.stacks import CodeLine, StackRow, Stacks
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
 from traceml_agent.spool.digest import DigestWriter, packed
@@ -340,6 +341,41 @@ def every_kind() -> list[Record]:
             [RetainedTensors("/a/t.py", 7, "kept.append(y)", [8, 3], "float32", 20, 1920, 20)],
             0,
             40 * MS,
+        ),
+        Snapshot(
+            FIRST_STEP_NS + 210 * MS,
+            EPOCH,
+            1,
+            20,
+            21,
+            [
+                TensorFigures(
+                    "0.weight",
+                    [4, 5],
+                    "float32",
+                    20,
+                    20,
+                    20,
+                    Figures(-0.5, 1.5, -2.0, 1e-30, 7.5, [1] * 16, 3, 1),
+                    Figures(None, None, None, None, None, [0] * 16, 20, 0),
+                ),
+                TensorFigures(
+                    "0.bias",
+                    [5],
+                    "float32",
+                    5,
+                    5,
+                    21,
+                    Figures(0.0, 0.0, 0.0, 0.0, 0.0, [5, *[0] * 15], 0, 0),
+                    None,
+                    "sparse",
+                    True,
+                ),
+            ],
+            2 * MS,
+            MS,
+            9 * MS,
+            {"frozen": 3},
         ),
         Stacks(
             FIRST_STEP_NS + 300 * MS,
