@@ -323,3 +323,55 @@ def test_watch_names_one_model_and_off_outdoes_it(tmp_path):
     off = train(tmp_path / "off", GAN, "watch", TRACEML_SNAPSHOTS="off")
     assert off.spools[0].snapshots == []
     assert off.stdout == result.stdout
+
+
+RANKS = (
+    FIGURES
+    + """
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+equal = DistributedDataParallel(nn.Sequential(nn.Linear(4, 6)))
+cut = nn.Sequential(nn.Linear(4, 10))
+fully_shard(cut, mesh=init_device_mesh("cpu", (2,)))
+optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (equal, cut)]
+for (x,) in DataLoader(TensorDataset(torch.randn(6, 4)), batch_size=2):
+    for model, optimizer in zip((equal, cut), optimizers):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+local = cut[0].weight.to_local()
+print(json.dumps([dist.get_rank(), list(local.shape), local.double().norm().item()]))
+dist.destroy_process_group()
+"""
+)
+
+
+def test_replicas_are_of_rank_0_alone_and_each_rank_has_its_shard(tmp_path):
+    path = write(tmp_path, RANKS)
+    result = run(
+        tmp_path, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+        "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", path,
+        TRACEML_SNAPSHOTS="stats", TRACEML_TEST_RAISE="1", TMPDIR="/tmp",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    told = {rank: (shape, norm) for rank, shape, norm in lines}
+    of_rank = {s.header.identity.rank: rows(s.snapshots[-1]) for s in result.spools}
+    shards = {n: {k for k, row in of_rank[n].items() if row.shard} for n in (0, 1)}
+    assert shards[0] == shards[1] == {"Sequential.0.weight", "Sequential.0.bias"}  # the larger one
+    assert len(of_rank[0]) == 4
+    assert set(of_rank[1]) == shards[1]
+    for rank, (shape, norm) in told.items():
+        (row,) = [row for name, row in of_rank[rank].items() if row.shard and "weight" in name]
+        assert (row.shape, row.weight.l2) == (shape, pytest.approx(norm))
+        assert row.gradient is not None
+    ranks = result.summary["snapshots"]["ranks"]
+    assert {rank: len(found["newest"]["tensors"]) for rank, found in ranks.items()} == {
+        "0": 4,
+        "1": 2,
+    }

@@ -624,6 +624,9 @@ _DAMAGE = {
 
 SIGNED = {
     "change_percent",
+    "mean",
+    "min",
+    "max",
     "slope_ms_per_1000_steps",
     "exit_code",
     "temperature_c",
@@ -639,8 +642,8 @@ SIGNED = {
     "observed_start_ts_s",
     "observed_end_ts_s",
 }
-"""Numbers of a summary that may be negative: differences, degrees, points in time, and what a
-program returned."""
+"""Numbers of a summary that may be negative: differences, degrees, points in time, weights,
+and what a program returned."""
 
 
 def check_run(run_dir: Path) -> Summary | None:

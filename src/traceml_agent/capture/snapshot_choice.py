@@ -131,7 +131,8 @@ class Choice:
             model = root.reference()
             if model is not None:
                 named = named_parameters(self._torch, model) or []
-                found.append((root, type(unwrapped(model)).__name__, named))
+                kind = type(unwrapped(model)).__name__.removeprefix("FSDP")  # of fully_shard
+                found.append((root, kind, named))
         found.sort(key=lambda item: -len(item[2]))
         names: dict[int, str] = {}
         shares: list[tuple[Root, str, list[tuple[str, int]]]] = []

@@ -6,6 +6,7 @@ that are no records.
 """
 
 from bisect import bisect_right
+from sys import float_info
 from typing import Any
 
 from traceml_agent.schema.causes import GcTotals, Sched
@@ -39,8 +40,8 @@ MOST_WORKERS, MOST_PREFETCH = 1 << 12, 1 << 16
 """Of a loader. Chosen: more than any machine has cores, and than any has memory for."""
 MOST_PART = 2
 """Of a call of a collective: see Collectives."""
-MOST_VALUE = 1.8e308
-"""Of an element of a tensor. Source: a little above the largest float; an integer may be longer."""
+MOST_VALUE = float_info.max
+"""Of an element of a tensor."""
 
 _SIGNED = frozenset({"exit_code", "temperature_c"})
 _FREE = frozenset({"detail"})
@@ -308,6 +309,8 @@ def _is_odd_figures(found: Figures, looked: int) -> bool:
     if len(found.histogram) != BINS or min(counts) < 0 or sum(counts) != looked:
         return True
     values = (found.mean, found.std, found.min, found.max, found.l2)
+    if min(found.std or 0.0, found.l2 or 0.0) < 0:
+        return True
     return any(value is not None and not -MOST_VALUE <= value <= MOST_VALUE for value in values)
 
 
