@@ -21,7 +21,7 @@ from traceml_agent.capture.session import SESSION
 from traceml_agent.spool.digested import read_spool
 
 SIZES = (2_500_000, *[1_000_000] * 9, *[400_000] * 25, *[140_000] * 25)
-STEPS = 16
+STEPS = 60
 PAUSE_S = 2.0
 """After a block: the other thread is done, and the snapshot written."""
 
@@ -46,8 +46,9 @@ def main() -> None:
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
     optimizer = torch.optim.SGD(parameters, lr=1e-6)
-    epoch(optimizer)
-    time.sleep(PAUSE_S)
+    for _ in range(2):  # the first snapshot learns how many steps it needs
+        epoch(optimizer)
+        time.sleep(PAUSE_S)
     watch = SESSION.snapshots
     if SESSION.recorder is None or watch is None:
         raise SystemExit("run this with TRACEML_ENABLE=1 and TRACEML_SNAPSHOTS=stats")
@@ -59,7 +60,7 @@ def main() -> None:
             SESSION.snapshots = watch
             time.sleep(PAUSE_S)
     traceml_agent.flush()
-    taken = read_spool(SESSION.recorder.path).snapshots[1:]  # without that of the first epoch
+    taken = read_spool(SESSION.recorder.path).snapshots[2:]
     more, low, high = difference(times[False], times[True])
     count = sum(p.numel() for p in parameters)
     stalls = [found.stall_ns / 1e6 for found in taken]

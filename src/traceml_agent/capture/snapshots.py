@@ -60,6 +60,7 @@ class SnapshotWatch:
         self._occasions = 0
         self._stride = 1
         self._taken = 0
+        self._spread = 1  # steps that the last snapshot took
 
     def after_fork(self) -> None:
         """In the child: the thread and what it was given are the parent's."""
@@ -139,7 +140,7 @@ class SnapshotWatch:
         """Whether a snapshot begins with this step."""
         loop = self._epochs.loop
         left = None if loop is None else loop.steps_left()
-        needed = -(-self._choice.size // STEP_BYTES)
+        needed = max(-(-self._choice.size // STEP_BYTES), self._spread)
         if left is not None and left < needed and self._considered != self._epochs.ended:
             self._considered = self._epochs.ended
             if self._is_turn():
@@ -277,6 +278,7 @@ class SnapshotWatch:
     def _close_window(self) -> None:
         window, self._window = self._window, None
         if window is not None:
+            self._spread = window.last_step - window.first_step + 1
             missed = sum(len(targets) for targets in window.pending.values())
             if missed:
                 window.leave_out("not reached", missed)
