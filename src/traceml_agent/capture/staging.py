@@ -15,6 +15,12 @@ from traceml_agent.capture.snapshot_targets import ALIGNED, BLOCKS
 BUFFERS = 3
 """Chosen: one that is filled while another is read; and an epoch may end at any step."""
 
+# Not `ctypes.memmove`, which lets the interpreter lock go: on a busy machine each of a hundred
+# calls would wait for another thread to give it back, 5 ms and more.
+_copy_bytes = ctypes.PyDLL(None).memmove
+_copy_bytes.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_copy_bytes.restype = ctypes.c_void_p
+
 
 class Buffer:
     """Some bytes of main memory."""
@@ -97,7 +103,7 @@ class Parcel:
             source, goal = tensor.data_ptr(), self.buffer.address + offset
             for number in range(count):
                 begin = source + number * apart * size
-                ctypes.memmove(goal + number * block * size, begin, block * size)
+                _copy_bytes(goal + number * block * size, begin, block * size)
         else:
             goal = self.buffer.tensor(torch, offset, looked, tensor.dtype)
             flat = torch.as_strided(tensor.detach(), (elements,), (1,), tensor.storage_offset())
