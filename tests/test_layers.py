@@ -38,7 +38,8 @@ LAYERS: dict[str, set[str]] = {
     "tracing": FOUNDATION | {"capture", "spool"},
     "lifecycle": FOUNDATION | {"capture", "startup", "api"},
     "by_hand": FOUNDATION | {"capture", "lifecycle"},
-    "__init__": {"version", "api", "lifecycle", "by_hand"},
+    "watching": {"guard", "capture"},
+    "__init__": {"version", "api", "lifecycle", "by_hand", "watching"},
     "__main__": {"cli"},
 }
 """What each layer may import besides itself."""

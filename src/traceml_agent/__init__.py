@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         wrap_optimizer,
     )
     from traceml_agent.lifecycle import health, init, shutdown
+    from traceml_agent.watching import watch
 
 __all__ = [
     "__version__",
@@ -43,6 +44,7 @@ __all__ = [
     "summary",
     "trace",
     "trace_step",
+    "watch",
     "wrap_backward",
     "wrap_dataloader_fetch",
     "wrap_forward",
@@ -62,6 +64,8 @@ def __getattr__(name: str) -> Any:
         from traceml_agent import lifecycle as home
     elif name.startswith(_BY_HAND):
         from traceml_agent import by_hand as home
+    elif name == "watch":
+        from traceml_agent import watching as home
     else:
         from traceml_agent import api as home
     return getattr(home, name)

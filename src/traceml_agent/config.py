@@ -59,6 +59,16 @@ def _flag(value: Any) -> bool:
     return word in TRUE_WORDS
 
 
+def _one_of(*words: str) -> Callable[[Any], Any]:
+    def parse(value: Any) -> str:
+        word = str(value).strip().lower()
+        if word not in words:
+            raise ValueError
+        return word
+
+    return parse
+
+
 def _directory(value: Any) -> Path:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError
@@ -205,6 +215,13 @@ class Config:
         "1 or 0",
         "Name the lines that make tensors which outlive their steps: Python's tracemalloc runs for "
         "some 40 steps every two minutes, which are slower meanwhile.",
+    )
+    snapshots: str = setting(
+        "watched",
+        _one_of("watched", "stats", "off"),
+        "watched, stats or off",
+        "Figures of weights and gradients, a tensor and an epoch: of the models that the program "
+        "gives to `watch`, of all that optimizers update (stats), or of none (off).",
     )
     trace_max_spans: int = setting(
         100_000,

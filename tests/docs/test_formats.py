@@ -15,6 +15,7 @@ from traceml_agent.schema.records import (
     Record,
 )
 from traceml_agent.schema.retained import RetainedTensors
+from traceml_agent.schema.snapshots import Figures, TensorFigures
 from traceml_agent.schema.spans import MarkSums, ScopeSums
 from traceml_agent.schema.stacks import CodeLine, StackRow
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ThreadStack
@@ -52,6 +53,8 @@ def test_each_record_has_a_section_that_names_each_field(kind: str) -> None:
         RetainedTensors,
         ScopeSums,
         MarkSums,
+        TensorFigures,
+        Figures,
     ],
 )
 def test_nested_parts_are_named_too(part: type) -> None:

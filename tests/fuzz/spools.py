@@ -52,6 +52,7 @@ from traceml_agent.schema.records import (
     Steps,
 )
 from traceml_agent.schema.retained import Retained, RetainedTensors
+from traceml_agent.schema.snapshots import EPOCH, Figures, Snapshot, TensorFigures
 from traceml_agent.schema.spans import Marks, MarkSums, Passes, Scopes, ScopeSums, Spans
 from traceml_agent.schema.stacks import CodeLine, StackRow, Stacks
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ProcessGroups, Stall, ThreadStack
@@ -341,6 +342,41 @@ def every_kind() -> list[Record]:
             [RetainedTensors("/a/t.py", 7, "kept.append(y)", [8, 3], "float32", 20, 1920, 20)],
             0,
             40 * MS,
+        ),
+        Snapshot(
+            FIRST_STEP_NS + 210 * MS,
+            EPOCH,
+            1,
+            20,
+            21,
+            [
+                TensorFigures(
+                    "0.weight",
+                    [4, 5],
+                    "float32",
+                    20,
+                    20,
+                    20,
+                    Figures(-0.5, 1.5, -2.0, 1e-30, 7.5, [1] * 16, 3, 1),
+                    Figures(None, None, None, None, None, [0] * 16, 20, 0),
+                ),
+                TensorFigures(
+                    "0.bias",
+                    [5],
+                    "float32",
+                    5,
+                    5,
+                    21,
+                    Figures(0.0, 0.0, 0.0, 0.0, 0.0, [5, *[0] * 15], 0, 0),
+                    None,
+                    "sparse",
+                    True,
+                ),
+            ],
+            2 * MS,
+            MS,
+            9 * MS,
+            {"frozen": 3},
         ),
         Stacks(
             FIRST_STEP_NS + 300 * MS,
@@ -638,6 +674,9 @@ _DAMAGE = {
 
 SIGNED = {
     "change_percent",
+    "mean",
+    "min",
+    "max",
     "slope_ms_per_1000_steps",
     "exit_code",
     "temperature_c",
@@ -653,8 +692,8 @@ SIGNED = {
     "observed_start_ts_s",
     "observed_end_ts_s",
 }
-"""Numbers of a summary that may be negative: differences, degrees, points in time, and what a
-program returned."""
+"""Numbers of a summary that may be negative: differences, degrees, points in time, weights,
+and what a program returned."""
 
 
 def check_run(run_dir: Path) -> Summary | None:

@@ -149,6 +149,9 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     if SESSION.loaders is not None:
         SESSION.loaders.is_last = True
     HERE.is_leaving = True
+    if SESSION.snapshots is not None:
+        with guard("last snapshot"):
+            SESSION.snapshots.close()
     with guard("last step"):
         SESSION.tracker.finish()
     if _LEAVING.loop is not None:

@@ -54,6 +54,7 @@ class Session:
         self.flops: Any = None  # of the forward and backward patches
         self.collectives: Any = None  # of the collectives patch
         self.loaders: Any = None  # of the dataloader patch
+        self.snapshots: Any = None  # a SnapshotWatch where they are wanted
         self.looks: dict[str, Look] = {}
         self.compiled = False
         self._may_use_cuda = False
@@ -95,6 +96,15 @@ class Session:
         self.script = getattr(sys.modules.get("__main__"), "__file__", None)  # gone at exit
         self.tracker.owner = threading.main_thread().ident or get_ident()
         os.register_at_fork(after_in_child=self._after_fork)
+        if self.config.snapshots == "stats":
+            self.take_snapshots(everything=True)
+
+    def take_snapshots(self, everything: bool) -> None:
+        """Figures of weights and gradients are wanted: of all models, or of those to be named."""
+        if self.snapshots is None:
+            from traceml_agent.capture.snapshots import SnapshotWatch
+
+            self.snapshots = SnapshotWatch(self, everything)
 
     def take(self, request: Request) -> None:
         """The program calls `init` after torch was imported: what it leaves out passes through."""
@@ -189,6 +199,8 @@ class Session:
             self.tracker.on_shut = self._shut_after_faults
             if self.loaders is not None:
                 self.loaders.forget()
+            if self.snapshots is not None:
+                self.snapshots.after_fork()
 
     def adopt_thread(self) -> bool:
         """Called in another thread than the owner, at a proof of training: may it take over?
@@ -318,6 +330,8 @@ class Session:
 
             with guard("scopes"):
                 records.extend(take(time.perf_counter_ns()))
+        if self.snapshots is not None:
+            records.extend(self.snapshots.take())
         if self.recorder is not None:
             records.extend(self.recorder.new_faults())
         device = self.tracker.device
@@ -346,9 +360,11 @@ class Session:
         """What the patches cost so far; None while too few steps were audited."""
         audit: Audit | None = self.tracker.audit
         cost = None if audit is None else audit.total_ns()
-        if cost is None or self.collectives is None:
-            return cost
-        return cost + int(self.collectives.log.cost_ns)
+        if cost is None:
+            return None
+        if self.collectives is not None:
+            cost += int(self.collectives.log.cost_ns)
+        return cost if self.snapshots is None else cost + int(self.snapshots.stall_ns)
 
 
 SESSION = Session()

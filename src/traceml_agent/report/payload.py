@@ -23,6 +23,7 @@ from traceml_agent.report.sections import (
     process,
     run,
     scopes,
+    snapshots,
     step_memory,
     step_time,
     system,
@@ -57,6 +58,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
     lost = causes.build(view, window, read)
     primary = explained(primary, talk, sections["step_time"]["global"]["average"])
     loaders = input_pipeline.build(view, window)
+    tensors = snapshots.build(view)
     losses = [loss for found in read for loss in found.losses]
     costing.fill(view, window, compared, losses, [*sections.values(), talk, lost, loaders])
     primary = explained_input(primary, loaders["issues"])
@@ -78,6 +80,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
             "communication": talk,
             "input_pipeline": loaders,
             "causes": lost,
+            snapshots.SECTION: tensors or {"issues": []},
         }.items()
         for issue in built["issues"]
         if issue["severity"] != "info"
@@ -112,6 +115,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
         "hangs": stalls.listed,
         "hotspots": hotspots.listed(lines),
         "input_pipeline": loaders,
+        "snapshots": tensors,
         "events": _events(view),
         "provenance": _provenance(view),
         "metrics": {},

@@ -14,6 +14,7 @@ from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.digests import Covered, Samples, Sketch
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.retained import Retained
+from traceml_agent.schema.snapshots import Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Scopes, Spans
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
@@ -320,6 +321,7 @@ Record = (
     | Marks
     | Passes
     | Scopes
+    | Snapshot
     | Fault
     | Overhead
     | End

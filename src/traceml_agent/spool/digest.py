@@ -260,7 +260,8 @@ def records_of(spool: Spool) -> list[Record]:
             found.append(Samples(samples[0].kind, len(samples), columns_of(samples)))
     found += [*joined(spool.collectives), *spool.arrivals, *spool.ddp.values()]
     found += [*causes_of(spool), *spool.stalls, *spool.process_groups, *spool.faults]
-    found += [*loader_records(spool), *spool.retained, *spool.spans.newest()]
+    found += [*loader_records(spool), *spool.retained, *spool.snapshots]
+    found += spool.spans.newest()
     last = (spool.stacks, spool.overhead, spool.end)
     return found + [record for record in last if record is not None]
 

@@ -6,6 +6,7 @@ that are no records.
 """
 
 from bisect import bisect_right
+from sys import float_info
 from typing import Any
 
 from traceml_agent.schema.causes import GcTotals, Sched
@@ -14,6 +15,7 @@ from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
+from traceml_agent.schema.snapshots import BINS, Figures, Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Spans
 from traceml_agent.schema.stacks import StackRow, Stacks
 from traceml_agent.spool.format import BadRecord
@@ -39,6 +41,8 @@ MOST_WORKERS, MOST_PREFETCH = 1 << 12, 1 << 16
 """Of a loader. Chosen: more than any machine has cores, and than any has memory for."""
 MOST_PART = 2
 """Of a call of a collective: see Collectives."""
+MOST_VALUE = float_info.max
+"""Of an element of a tensor."""
 
 _SIGNED = frozenset({"exit_code", "temperature_c"})
 _FREE = frozenset({"detail", "indexes", "values", "last", "attrs"})
@@ -57,6 +61,8 @@ def check(record: Record) -> None:
         problem = _problem_of_samples(record)
     elif isinstance(record, Sketch):
         problem = _problem_of_sketch(record)
+    elif isinstance(record, Snapshot):
+        problem = _problem_of_snapshot(record)
     else:
         problem = _problem_of_numbers(record)
         if problem is None and isinstance(record, Collectives):
@@ -310,6 +316,35 @@ def _problem_of_sketch(sketch: Sketch) -> str | None:
         return "a bucket that cannot be"
     is_whole = 0 < sketch.steps == sum(counts.values()) <= LAST_STEP and min(counts.values()) >= 0
     return None if is_whole else "a count that cannot be"
+
+
+def _problem_of_snapshot(found: Snapshot) -> str | None:
+    times = (found.monotonic_ns, found.stall_ns, found.longest_stall_ns, found.reduced_ns)
+    if min(times) < 0 or max(times) > LAST_NS:
+        return "a time that cannot be"
+    if not 0 < found.first_step <= found.last_step <= LAST_STEP or (found.epoch or 1) < 1:
+        return "steps with numbers that cannot be"
+    if any(not 0 < count <= MOST for count in found.left_out.values()):
+        return "a count that cannot be"
+    for row in found.tensors:
+        sizes = (*row.shape, row.looked, row.elements)
+        if min(sizes) < 0 or max(sizes) > MOST or not 0 < row.step <= LAST_STEP:
+            return "a tensor that cannot be"
+        for figures in (row.weight, row.gradient):
+            if figures is not None and _is_odd_figures(figures, row.looked):
+                return "figures that cannot be"
+    return None
+
+
+def _is_odd_figures(found: Figures, looked: int) -> bool:
+    """The numbers of a model may be of any size, but they are numbers, and counted once."""
+    counts = (*found.histogram, found.nan, found.inf)
+    if len(found.histogram) != BINS or min(counts) < 0 or sum(counts) != looked:
+        return True
+    values = (found.mean, found.std, found.min, found.max, found.l2)
+    if min(found.std or 0.0, found.l2 or 0.0) < 0:
+        return True
+    return any(value is not None and not -MOST_VALUE <= value <= MOST_VALUE for value in values)
 
 
 def _is_odd(item: Any, is_signed: bool, depth: int) -> bool:

@@ -31,6 +31,7 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.schema.retained import Retained
+from traceml_agent.schema.snapshots import Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Scopes, Spans
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
@@ -84,6 +85,7 @@ class Spool:
     stacks: Stacks | None = None
     retained: list[Retained] = field(default_factory=list)
     spans: SpanRecords = field(default_factory=SpanRecords)
+    snapshots: list[Snapshot] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     overhead: Overhead | None = None
     end: End | None = None
@@ -206,6 +208,8 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.retained.append(record)
     elif isinstance(record, (Spans, Marks, Passes, Scopes)):
         spool.spans.keep(record)
+    elif isinstance(record, Snapshot):
+        spool.snapshots.append(record)
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

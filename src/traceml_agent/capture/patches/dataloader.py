@@ -61,12 +61,16 @@ def _patch_next(iterator_class: Any) -> None:
             tracker.end_fetch_without_batch()
             if type(error) is StopIteration and (ended := live.get(id(self))) is not None:
                 ended.ends.append((ended.epoch, tracker.since))
+            if SESSION.snapshots is not None and isinstance(error, StopIteration):
+                SESSION.snapshots.exhausted(self)
             hide_frame(error)
             raise
         tracker.end_fetch(samples_in(batch, sampler) if self._auto_collation else None)
         iteration = live.get(id(self))
         if iteration is not None:
             note_ask(self, iteration, asked, tracker.since, batch)
+        if SESSION.snapshots is not None:
+            SESSION.snapshots.fetched(self, iteration)
         return batch
 
     iterator_class.__next__ = like(__next__, original)

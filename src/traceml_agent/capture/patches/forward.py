@@ -143,5 +143,7 @@ def _discover(discovery: Discovery, module: Any) -> None:
     if type(module) not in discovery.roots:
         discovery.roots.add(type(module))
         SESSION.look_for_strategy(module)
+    if SESSION.snapshots is not None:
+        SESSION.snapshots.saw(module)
     if SESSION.tracker.probe.wants_parameter():
         SESSION.tracker.probe.watch(module)

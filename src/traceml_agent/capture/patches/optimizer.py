@@ -52,6 +52,8 @@ def step_hooks(torch: Any, gate: Gate) -> tuple[Hook, Hook]:
             return
         if get_ident() == tracker.owner:
             tracker.end_update()
+            if SESSION.snapshots is not None:
+                SESSION.snapshots.stepped(optimizer)
 
     return before_step, after_step
 

@@ -12,6 +12,7 @@ from traceml_agent.report.render.communication import communication_text
 from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.saving import saving_text
 from traceml_agent.report.render.scopes import scope_texts
+from traceml_agent.report.render.snapshots import snapshots_text
 from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
 from traceml_agent.report.render.where import where_lines
 from traceml_agent.schema.phases import PHASES
@@ -30,6 +31,7 @@ _PROBLEM_LINES = 2
 _ATTEMPT_LINES = 3
 _COMMUNICATION_LINES = 3
 _SCOPE_LINES = 2
+_SNAPSHOT_LINES = 2
 
 
 def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
@@ -46,6 +48,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_communication(payload),
         *_resources(payload),
         *_other_findings(payload),
+        *_snapshots(payload),
         *_attempts(payload),
         *_wall_time(payload),
         *_not_measured(payload),
@@ -201,6 +204,11 @@ def _communication(payload: dict[str, Any]) -> list[str]:
         lines += _wrapped(label, text)[:_COMMUNICATION_LINES]
         label = " " * len(label)
     return lines
+
+
+def _snapshots(payload: dict[str, Any]) -> list[str]:
+    text = snapshots_text(payload)
+    return [] if text is None else _wrapped("Snapshots     ", text)[:_SNAPSHOT_LINES]
 
 
 def _resources(payload: dict[str, Any]) -> list[str]:
