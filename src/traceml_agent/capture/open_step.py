@@ -270,6 +270,9 @@ class OpenStep:
         else:
             per_update = measured.backwards // max(1, len(set(self._optimizers)))
             micro_batches = max(1, measured.batches, per_update)
+            if not measured.batches:
+                # A batch fetched ahead was counted in the step that fetched it.
+                measured.samples = 0 if self._carried else None
             self._carried = max(0, self._carried - 1)
         self.on_close(step, start, end - start, measured, micro_batches)
         if self.device is not None:

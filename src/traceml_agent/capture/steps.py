@@ -299,6 +299,20 @@ class StepTracker(OpenStep):
             on_proof, self.on_proof = self.on_proof, None
             on_proof()
 
+    def end_training(self) -> None:
+        """A framework's training loop ended, and its last step with it; another may follow."""
+        try:
+            if self.phase == OPTIMIZER:
+                self._abort_update()
+            self.finish()
+            self._forget_step()
+        except INTERNAL as error:
+            self._fail("optimizer", error)
+
+    def saw_eval_loader(self, key: int) -> None:
+        """A loader was asked inside what is known to be evaluation."""
+        self._roles[key] = EVAL
+
     def finish(self) -> None:
         """The program ends: closes a step whose update is done; the rest stays outside steps."""
         if self.phase >= 0:

@@ -1,8 +1,9 @@
 """Losses by cause: what took time of each step of a rank beside its own work.
 
-Exact: garbage collections, checkpoints, evaluations, compilations, stops of the process, waiting
-for input. Waiting for a core is known by intervals of the kernel's account, exact as a sum; where
-an interval spans several steps, those get it that took longer than their neighbours.
+Exact: garbage collections, checkpoints, evaluations, compilations, logging of a framework, stops of
+the process, waiting for input. Waiting for a core is known by intervals of the kernel's account,
+exact as a sum; where an interval spans several steps, those get it that took longer than their
+neighbours.
 """
 
 from array import array
@@ -15,13 +16,13 @@ from traceml_agent.report.series import RankSeries
 from traceml_agent.report.spikes import baseline_of
 from traceml_agent.report.stats import Column, differences, sum_columns, total
 from traceml_agent.report.view import RankView
-from traceml_agent.schema.records import Event
+from traceml_agent.schema.records import LOGGING_EVENT, Event
 
 EXACT_PHASES = ("checkpoint", "eval", "compile")
 """Phases that are no part of a typical step."""
 PRIORITY = (
-    "stopped", "gc", "checkpoint", "eval", "recompile", "compile", "throttled", "contention",
-    "input",
+    "stopped", "gc", "checkpoint", "eval", "recompile", "compile", "logging", "throttled",
+    "contention", "input",
 )  # fmt: skip
 """Which cause a spike is first given to: what is measured exactly, then what contains others."""
 LOUD_NS = 5_000_000
@@ -62,6 +63,7 @@ def losses_of(rank: RankView) -> list[Loss]:
     within["recompile"] = "compile"
     if found["recompile"]:
         found["compile"] = differences(found["compile"], found["recompile"])
+    found["logging"] = _of_events(series, (e for e in rank.spool.events if e.name == LOGGING_EVENT))
     throttled, contended = _waits(rank)
     if throttled or contended:
         known = [c for name, c in found.items() if c]

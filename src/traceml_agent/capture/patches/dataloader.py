@@ -10,7 +10,7 @@ from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import or_none
-from traceml_agent.schema.phases import INPUT_WAIT, OPTIMIZER
+from traceml_agent.schema.phases import EVAL, INPUT_WAIT, OPTIMIZER
 
 TOKENS_EVERY = 16
 """Batches of which one is looked at for tokens. Chosen: it takes 1 us, and batches are alike."""
@@ -40,6 +40,8 @@ def _patch_next(iterator_class: Any) -> None:
         # An open optimizer phase: its closure asks, or its step raised and the loop went on. Any
         # other phase is the real caller.
         if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
+            if phase == EVAL and get_ident() == tracker.owner:
+                tracker.saw_eval_loader(id(self._index_sampler))
             return original(self)
         if phase == OPTIMIZER and count_running():
             # A closure goes through a loader: that is input of this update, and ends no step.
