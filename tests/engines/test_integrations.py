@@ -100,7 +100,7 @@ def test_each_rank_of_the_trainer_counts_its_own_micro_batches(engine: Engine, p
     for spool in on.spools:
         assert micro_batches(spool) == [4, 2] * 3
         assert [step for _, step in events(spool, "eval")] == [2, 4, 6, 7]
-    assert fold(on.run_dir).payload["step_time"]["ranks"]["strategy"] == "ddp"
+    assert fold(on.run_dir).payload["step_time"]["rank_balance"]["strategy"] == "ddp"
 
 
 BY_HAND = """

@@ -47,6 +47,14 @@ def test_a_little_logging_is_no_finding(tmp_path):
     assert "LOGGING_COST" not in kinds
 
 
+def test_what_was_logged_within_an_evaluation_is_no_loss_of_logging(tmp_path):
+    detail = {"call": "log", "in_phases_ns": 4 * MS}
+    events = [Event(LOGGING_EVENT, FIRST_STEP_NS + 100 * MS, 6 * MS, 11, detail)]
+    run_of(tmp_path, steps(COUNT, durations=[STEP_MS] * COUNT), more=events)
+    loss = fold(tmp_path).payload["causes"]["losses"]["logging"]
+    assert loss["run_s"] == pytest.approx(0.002)
+
+
 def test_the_last_word_of_a_framework_stands_in_the_summary_and_its_text(tmp_path):
     said = [
         {"framework": "transformers", "version": "5.0", "evaluations": 1},

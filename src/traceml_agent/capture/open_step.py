@@ -128,6 +128,10 @@ class OpenStep:
         """Of the loaders that are known by now: INPUT_WAIT or EVAL. For any thread."""
         return self._roles.copy()
 
+    def evaluates(self, key: int) -> None:
+        """A loader is asked while an evaluation runs, of which a framework told."""
+        self._roles.setdefault(key, EVAL)
+
     def _fail(self, patch: str, error: Exception) -> None:
         """An error of ours stops here: it is counted, and the step in progress is forgotten.
 

@@ -309,10 +309,6 @@ class StepTracker(OpenStep):
         except INTERNAL as error:
             self._fail("optimizer", error)
 
-    def saw_eval_loader(self, key: int) -> None:
-        """A loader was asked inside what is known to be evaluation."""
-        self._roles[key] = EVAL
-
     def finish(self) -> None:
         """The program ends: closes a step whose update is done; the rest stays outside steps."""
         if self.phase >= 0:

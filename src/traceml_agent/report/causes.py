@@ -9,7 +9,7 @@ neighbours.
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from traceml_agent.report.losses import Loss
 from traceml_agent.report.series import RankSeries
@@ -63,7 +63,7 @@ def losses_of(rank: RankView) -> list[Loss]:
     within["recompile"] = "compile"
     if found["recompile"]:
         found["compile"] = differences(found["compile"], found["recompile"])
-    found["logging"] = _of_events(series, (e for e in rank.spool.events if e.name == LOGGING_EVENT))
+    found["logging"] = _of_events(series, _logging(rank.spool.events))
     throttled, contended = _waits(rank)
     if throttled or contended:
         known = [c for name, c in found.items() if c]
@@ -108,6 +108,15 @@ def _of_events(series: RankSeries, events: Iterable[Event]) -> Column:
                 lost = array("q", bytes(8 * len(series.steps)))
             lost[index] = min(lost[index] + overlap, series.duration_ns[index])
     return () if lost is None else lost
+
+
+def _logging(events: Iterable[Event]) -> Iterator[Event]:
+    """What was logged, without the part of it that lies in phases."""
+    for event in events:
+        if event.name == LOGGING_EVENT and event.duration_ns:
+            inside = event.detail.get("in_phases_ns")
+            inside = inside if isinstance(inside, int) else 0
+            yield replace(event, duration_ns=max(0, event.duration_ns - inside))
 
 
 def _of_gc(rank: RankView, pauses: list[Event]) -> Column:
