@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "sinks": {"schema", "spool", "errors", "version", "report"},
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
-    "integrations": {"capture", "schema"},
+    "integrations": {"capture", "schema", "guard"},
     "api": FOUNDATION | {"capture", "tracing"},
     "tracing": FOUNDATION | {"capture", "spool"},
     "lifecycle": FOUNDATION | {"capture", "startup", "api"},
@@ -55,6 +55,9 @@ THIRD_PARTY: dict[str, set[str]] = {
 BRIDGES = {
     ("capture/exit.py", "report.fold"),
     ("capture/exit.py", "report.render.text"),
+    ("capture/hooks.py", "integrations.huggingface"),
+    ("capture/hooks.py", "integrations.accelerate"),
+    ("capture/hooks.py", "integrations.deepspeed"),
     ("api.py", "report.fold"),
     ("api.py", "report.scalars"),
     ("tracing.py", "report.spans"),

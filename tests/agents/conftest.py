@@ -35,6 +35,7 @@ REQUIREMENTS = {
         "accelerate==1.15.0",
         "deepspeed==0.19.8",
         "ray==2.60.0",
+        "transformers==5.23.0",
     ),
 }
 BESIDE_TORCH = {
@@ -42,6 +43,7 @@ BESIDE_TORCH = {
         "einops", "hjson", "msgpack", "numpy", "packaging", "psutil", "py-cpuinfo", "pydantic",
         "tqdm", "huggingface_hub", "pyyaml", "safetensors", "click", "filelock", "jsonschema",
         "protobuf", "requests", "fsspec", "pandas", "pyarrow", "tensorboardX",
+        "tokenizers", "regex", "typer",
     ),
 }  # fmt: skip
 """Where a requirement asks for torch, all that it asks for but torch: another torch than the one

@@ -260,3 +260,31 @@ def test_a_batch_of_unknown_size_makes_the_samples_of_its_step_unknown(loop):
 def test_the_phase_between_phases_is_none(loop):
     loop.train()
     assert loop.tracker.phase == NONE
+
+
+def test_a_framework_that_says_its_training_ended_ends_the_step_with_it(loop):
+    for optimizer, key in ((1, 7), (2, 8)):  # a second training, with a loader and optimizer anew
+        for _ in range(3):
+            loop.fetch(key=key)
+            loop.forward()
+            loop.backward()
+            loop.update(optimizer)
+        loop.now += 1_000  # saves, or evaluates
+        loop.tracker.end_training()
+        loop.now += 1_000
+    assert [(step, duration) for step, _, duration, _, _ in loop.closed] == [
+        (1, 65), (2, 65), (3, 65), (4, 65), (5, 65), (6, 65),
+    ]  # fmt: skip
+
+
+def test_samples_of_a_batch_fetched_ahead_count_where_it_was_fetched(loop):
+    sizes = []
+    loop.tracker.on_close = lambda *closed: sizes.append(closed[3].samples)
+    loop.fetch(samples=4)
+    loop.fetch(samples=3)
+    for _ in range(2):  # the second one fetches nothing: the loader is at its end
+        loop.forward()
+        loop.backward()
+        loop.update()
+        loop.exhaust()
+    assert sizes == [7, 0]

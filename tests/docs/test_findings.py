@@ -142,6 +142,7 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
         names(kind, 100 * host_causes.CORE_WARN, 100 * seen.CRIT)
     for kind in ("CHECKPOINT_COST", "EVAL_COST"):
         names(kind, 100 * causes.LONG_PHASE_WARN, 100 * seen.CRIT)
+    names("LOGGING_COST", 100 * causes.LOGGING_WARN, 100 * seen.CRIT)
     names("PROCESS_STOPPED", 100 * causes.STOPPED_WARN, 100 * seen.CRIT)
     names("RECOMPILES", 100 * causes.RECOMPILE_WARN, causes.RECOMPILES_LEAST)
     names(

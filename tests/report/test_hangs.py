@@ -119,6 +119,15 @@ def test_a_rank_that_saves_a_checkpoint_is_no_hang(tmp_path):
     assert "rank 0: load at data.py:40 (checkpoint)" in payload["text"]
 
 
+def test_ranks_that_wait_for_one_in_the_gather_of_an_evaluation_hang(tmp_path):
+    for rank in range(4):
+        write_rank(tmp_path, rank, stall(LOADING if rank == 2 else REDUCING, phase="eval"))
+    assert hung(tmp_path)[1]["kind"] == "LONG_PHASE"  # rank 2 still evaluates
+    write_rank(tmp_path, 2, stall(LOADING))
+    _, hang, primary = hung(tmp_path)
+    assert (primary["kind"], hang["culprits"]) == ("HANG", [2])
+
+
 def test_a_phase_of_more_than_half_an_hour_is_a_warning(tmp_path):
     write_rank(
         tmp_path,

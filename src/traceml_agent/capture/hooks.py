@@ -69,6 +69,27 @@ def on_distributed_checkpoint(package: Any) -> None:
     _install("distributed_checkpoint", checkpoint.install_distributed, package)
 
 
+def on_transformers(module: Any) -> None:
+    """The Trainer of transformers: evaluation, saving and logging by its own methods."""
+    from traceml_agent.integrations import huggingface
+
+    _install(huggingface.NAME, huggingface.install, module)
+
+
+def on_accelerate(module: Any) -> None:
+    """The Accelerator: saving and logging by its own methods."""
+    from traceml_agent.integrations import accelerate
+
+    _install(accelerate.NAME, accelerate.install, module)
+
+
+def on_deepspeed(module: Any) -> None:
+    """The engine of DeepSpeed: backward and update as a whole, and its checkpoints."""
+    from traceml_agent.integrations import deepspeed
+
+    _install(deepspeed.NAME, deepspeed.install, module)
+
+
 def on_ray_train(module: Any) -> None:
     """The thread of Ray Train that trains: the run ends with it."""
     _install("ray_train", ray_train.install, module)
@@ -78,6 +99,9 @@ HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("torch", on_torch),
     ("torch._dynamo", on_dynamo),
     ("torch.distributed.checkpoint", on_distributed_checkpoint),
+    ("transformers.trainer", on_transformers),
+    ("accelerate.accelerator", on_accelerate),
+    ("deepspeed.runtime.engine", on_deepspeed),
     ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 

@@ -134,6 +134,10 @@ class OpenStep:
         """Of the loaders that are known by now: INPUT_WAIT or EVAL. For any thread."""
         return self._roles.copy()
 
+    def evaluates(self, key: int) -> None:
+        """A loader is asked while an evaluation runs, of which a framework told."""
+        self._roles.setdefault(key, EVAL)
+
     def _fail(self, patch: str, error: Exception) -> None:
         """An error of ours stops here: it is counted, and the step in progress is forgotten.
 
@@ -281,6 +285,9 @@ class OpenStep:
         else:
             per_update = measured.backwards // max(1, len(set(self._optimizers)))
             micro_batches = max(1, measured.batches, per_update)
+            if not measured.batches:
+                # A batch fetched ahead was counted in the step that fetched it.
+                measured.samples = 0 if self._carried else None
             self._carried = max(0, self._carried - 1)
         self.on_close(step, start, end - start, measured, micro_batches)
         if self.device is not None:

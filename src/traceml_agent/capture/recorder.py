@@ -114,7 +114,7 @@ class Recorder:
     ) -> None:
         """Keeps a closed step where a SIGKILL cannot take it."""
         samples = measured.samples
-        if samples is None or not measured.batches:
+        if samples is None:
             samples = -1
         counts = (measured.d2h_ns, micro_batches, samples, measured.updates, step)
         ring = self.ring

@@ -274,6 +274,16 @@ class StepTracker(BracketedStep):
 
     # The end
 
+    def end_training(self) -> None:
+        """A framework's training loop ended, and its last step with it; another may follow."""
+        try:
+            if self.phase == OPTIMIZER:
+                self._abort_update()
+            self.finish()
+            self._forget_step()
+        except INTERNAL as error:
+            self._fail("optimizer", error)
+
     def finish(self) -> None:
         """The program ends: closes a step whose update is done; the rest stays outside steps."""
         if self.phase >= 0:

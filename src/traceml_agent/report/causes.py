@@ -1,27 +1,28 @@
 """Losses by cause: what took time of each step of a rank beside its own work.
 
-Exact: garbage collections, checkpoints, evaluations, compilations, stops of the process, waiting
-for input. Waiting for a core is known by intervals of the kernel's account, exact as a sum; where
-an interval spans several steps, those get it that took longer than their neighbours.
+Exact: garbage collections, checkpoints, evaluations, compilations, logging of a framework, stops of
+the process, waiting for input. Waiting for a core is known by intervals of the kernel's account,
+exact as a sum; where an interval spans several steps, those get it that took longer than their
+neighbours.
 """
 
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from traceml_agent.report.losses import Loss
 from traceml_agent.report.series import RankSeries
 from traceml_agent.report.spikes import baseline_of
 from traceml_agent.report.stats import Column, differences, sum_columns, total
 from traceml_agent.report.view import RankView
-from traceml_agent.schema.records import Event
+from traceml_agent.schema.records import LOGGING_EVENT, Event
 
 EXACT_PHASES = ("checkpoint", "eval", "compile")
 """Phases that are no part of a typical step."""
 PRIORITY = (
-    "stopped", "gc", "checkpoint", "eval", "recompile", "compile", "throttled", "contention",
-    "input",
+    "stopped", "gc", "checkpoint", "eval", "recompile", "compile", "logging", "throttled",
+    "contention", "input",
 )  # fmt: skip
 """Which cause a spike is first given to: what is measured exactly, then what contains others."""
 LOUD_NS = 5_000_000
@@ -62,6 +63,7 @@ def losses_of(rank: RankView) -> list[Loss]:
     within["recompile"] = "compile"
     if found["recompile"]:
         found["compile"] = differences(found["compile"], found["recompile"])
+    found["logging"] = _of_events(series, _logging(rank.spool.events))
     throttled, contended = _waits(rank)
     if throttled or contended:
         known = [c for name, c in found.items() if c]
@@ -106,6 +108,15 @@ def _of_events(series: RankSeries, events: Iterable[Event]) -> Column:
                 lost = array("q", bytes(8 * len(series.steps)))
             lost[index] = min(lost[index] + overlap, series.duration_ns[index])
     return () if lost is None else lost
+
+
+def _logging(events: Iterable[Event]) -> Iterator[Event]:
+    """What was logged, without the part of it that lies in phases."""
+    for event in events:
+        if event.name == LOGGING_EVENT and event.duration_ns:
+            inside = event.detail.get("in_phases_ns")
+            inside = inside if isinstance(inside, int) else 0
+            yield replace(event, duration_ns=max(0, event.duration_ns - inside))
 
 
 def _of_gc(rank: RankView, pauses: list[Event]) -> Column:

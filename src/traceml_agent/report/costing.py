@@ -24,19 +24,18 @@ from traceml_agent.schema.records import StepSums
 
 MS = 1e6
 PHASE_OF = {
-    "INPUT_BOUND": "input_wait",
-    "MAIN_PROCESS_LOADING": "input_wait",
-    "WORKER_BOUND": "input_wait",
-    "STORAGE_BOUND": "input_wait",
-    "TRANSFER_BOUND": "input_wait",
-    "HEAD_OF_LINE": "input_wait",
-    "WORKERS_OVERSUBSCRIBED": "input_wait",
-    "PREFETCH_LOW": "input_wait",
-    "EPOCH_RESTART": "input_wait",
+    **dict.fromkeys(
+        (
+            "INPUT_BOUND", "MAIN_PROCESS_LOADING", "WORKER_BOUND", "STORAGE_BOUND",
+            "TRANSFER_BOUND", "HEAD_OF_LINE", "WORKERS_OVERSUBSCRIBED", "PREFETCH_LOW",
+            "EPOCH_RESTART",
+        ),
+        "input_wait",
+    ),
     "H2D_BOUND": "h2d",
     "RESIDUAL_HEAVY": "residual",
     "INPUT_WITHOUT_LOADER": "residual",
-}
+}  # fmt: skip
 """The phase that a kind of finding is about, or a part of. SLOW_LINE names its own."""
 LOSS_OF = {
     "GC_PAUSES": "gc",
@@ -45,6 +44,7 @@ LOSS_OF = {
     "CPU_OVERSUBSCRIBED": "contention",
     "CHECKPOINT_COST": "checkpoint",
     "EVAL_COST": "eval",
+    "LOGGING_COST": "logging",
     "RECOMPILES": "recompile",
     "PROCESS_STOPPED": "stopped",
 }
@@ -59,6 +59,7 @@ _WITHOUT = {
     "contention": "the wait for a core",
     "checkpoint": "checkpoints",
     "eval": "evaluation",
+    "logging": "logging",
     "recompile": "recompilations",
     "stopped": "the stops",
 }

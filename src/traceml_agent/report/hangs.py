@@ -150,8 +150,11 @@ def _state(rank: RankView, stall: Stall, until_ns: int) -> RankState:
     )
     if stall.input_from is not None:
         state = PERSON
-    elif stall.phase in LONG_PHASES or stall.quiet_ns < stall.limit_ns:
+    elif stall.quiet_ns < stall.limit_ns:
         state = BUSY
+    elif stall.phase in LONG_PHASES:
+        # A framework gathers within its evaluation: a rank that stands there is not at work.
+        state = WAITING if place is not None and place.in_collective else BUSY
     elif (place is not None and place.in_collective) or _is_inside(groups):
         state = WAITING
     else:

@@ -15,6 +15,7 @@ from traceml_agent.report.parts import one_line
 from traceml_agent.report.sections import (
     causes,
     communication,
+    frameworks,
     goodput,
     hangs,
     hotspots,
@@ -135,6 +136,7 @@ def _run_context(view: RunView) -> dict[str, Any]:
             "expected_world_size": view.world_size,
             "launcher": identity.launcher,
         },
+        "frameworks": frameworks.build(view),
         "exit": {
             str(rank.rank): {
                 "status": rank.status,

@@ -232,10 +232,18 @@ GRAPH_BREAKS_EVENT = "graph_breaks"
 """How many there were so far; a later one wins."""
 FLOPS_EVENT = "flops"
 """Name of the event with the operations of one step: `detail.flops`, `forward_flops`, `dtype`."""
+FRAMEWORK_EVENT = "framework"
+"""What a framework did so far by its own account; a later one of the same framework wins."""
 FACT_EVENTS = frozenset(
-    (STRATEGY_EVENT, THREADS_EVENT, COMPILED_EVENT, GRAPH_BREAKS_EVENT, FLOPS_EVENT)
-)
+    (
+        STRATEGY_EVENT, THREADS_EVENT, COMPILED_EVENT, GRAPH_BREAKS_EVENT, FLOPS_EVENT,
+        FRAMEWORK_EVENT,
+    )
+)  # fmt: skip
 """Events that are facts: nothing took time."""
+
+LOGGING_EVENT = "logging"
+"""Time in which a framework logged, phases aside: a part of the residual."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,16 +66,20 @@ def _save(original: Any, call_name: str) -> Any:
             hide_frame(error)
             raise
         finally:
-            elapsed = tracker.leave(previous)
-            detail: dict[str, str | int | float | None] = {"call": call_name, "at": place}
-            if failed:
-                detail["failed"] = 1
-            detail["steps_done"] = tracker.steps_done()
-            with guard("step of a checkpoint"):
-                detail["optimizer_step"] = optimizer_step(SESSION.torch)
-            SESSION.note_event("checkpoint", elapsed, detail)
+            noted_checkpoint(tracker.leave(previous), call_name, place, failed)
 
     return _signed(like(save, original), original)
+
+
+def noted_checkpoint(elapsed: int, call_name: str, place: str | None, failed: int) -> None:
+    """Notes a checkpoint that just ended, with the step that it is of."""
+    detail: dict[str, str | int | float | None] = {"call": call_name, "at": place}
+    if failed:
+        detail["failed"] = 1
+    detail["steps_done"] = SESSION.tracker.steps_done()
+    with guard("step of a checkpoint"):
+        detail["optimizer_step"] = optimizer_step(SESSION.torch)
+    SESSION.note_event("checkpoint", elapsed, detail)
 
 
 def _load(original: Any, call_name: str, position: int, keyword: str) -> Any:

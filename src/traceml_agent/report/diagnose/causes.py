@@ -17,9 +17,11 @@ from traceml_agent.report.diagnose.seen import (
     place_of,
 )
 from traceml_agent.report.diagnose.spikes import drift_issue, periodic_issue, spikes_issue
+from traceml_agent.report.parts import one_line
 
 GC_WARN = 0.01
 LONG_PHASE_WARN = 0.02
+LOGGING_WARN = 0.02
 RECOMPILE_WARN = 0.01
 STOPPED_WARN = 0.02
 """Shares of the time in steps. Source: "Ours" in the table of causes in signals.md."""
@@ -34,6 +36,7 @@ def diagnose(seen: Seen) -> list[Issue]:
         *host_issues(seen.losses, seen.facts, seen.steps, seen.step_ms),
         _long_phase(seen, "checkpoint"),
         _long_phase(seen, "eval"),
+        _logging(seen),
         _recompiles(seen),
         _graph_breaks(seen),
         _stopped(seen),
@@ -47,10 +50,10 @@ def diagnose(seen: Seen) -> list[Issue]:
 def of_residual(
     residual: dict[str, Any], issues: Iterable[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The issue that is most of what no phase claims: collections outside the phases."""
+    """The issue that is most of what no phase claims: logging, or collections outside phases."""
     least_ms = DOMINANT * residual["evidence"]["residual_ms"]
     for issue in issues:
-        is_outside = issue["kind"] == "GC_PAUSES" and issue["phase"] is None
+        is_outside = issue["kind"] in ("GC_PAUSES", "LOGGING_COST") and issue["phase"] is None
         if is_outside and issue["cost"]["ms_per_step"] >= least_ms:
             return issue
     return None
@@ -142,7 +145,7 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
             "(torch.distributed.checkpoint.async_save); to a local disk first.",
         ),
         "eval": (
-            "Evaluation (calls of the model without gradients)",
+            f"Evaluation ({_called(lost)})",
             "Evaluate less often or on fewer batches; with several ranks let all of them take a "
             "part of it.",
         ),
@@ -157,6 +160,30 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
         LONG_PHASE_WARN,
         {"mean_ms": each, "steps_with_it": lost.steps, "steps_used": seen.steps},
         place=place,
+    )
+
+
+def _called(lost: Lost) -> str:
+    """The call of a framework in which it happened, if there was one."""
+    call = next((e.detail["call"] for e in lost.events if e.detail.get("call")), None)
+    return "calls of the model without gradients" if call is None else one_line(str(call))[:60]
+
+
+def _logging(seen: Seen) -> Issue | None:
+    lost = seen.losses.get("logging")
+    severity = None if lost is None else band(lost.share, LOGGING_WARN, CRIT, seen.steps)
+    if lost is None or severity is None:
+        return None
+    return _issue(
+        "LOGGING_COST",
+        severity,
+        f"Logging ({_called(lost)}) takes {in_percent(lost.share)} of the time in steps "
+        f"({in_ms(lost.ms_per_step)} a step).",
+        "Log every N steps (logging_steps of the Trainer), to fewer trackers, or to one that does "
+        "its work in a thread of its own.",
+        lost,
+        LOGGING_WARN,
+        {"steps_with_it": lost.steps, "steps_used": seen.steps},
     )
 
 

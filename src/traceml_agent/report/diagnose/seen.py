@@ -24,6 +24,7 @@ CAUSES = {
     "eval": "evaluation",
     "compile": "compilation",
     "recompile": "compiling again",
+    "logging": "logging",
     "input": "waiting for input",
     "stopped": "the process stood still",
     UNEXPLAINED: "unexplained",

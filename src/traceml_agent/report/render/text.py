@@ -9,6 +9,7 @@ from typing import Any
 from traceml_agent.errors import TracemlError
 from traceml_agent.report.render.attempts import attempt_lines
 from traceml_agent.report.render.communication import communication_text
+from traceml_agent.report.render.frameworks import framework_lines
 from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.saving import saving_text
 from traceml_agent.report.render.scopes import scope_texts
@@ -45,6 +46,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *_where(payload),
         *_scopes(payload),
         *_throughput(payload),
+        *_frameworks(payload),
         *_communication(payload),
         *_resources(payload),
         *_other_findings(payload),
@@ -195,6 +197,11 @@ def _throughput(payload: dict[str, Any]) -> list[str]:
     if batches and batches > 1.01:
         text += f", {rate(batches)} micro-batches a step"
     return _wrapped("", text)
+
+
+def _frameworks(payload: dict[str, Any]) -> list[str]:
+    found = framework_lines(payload)
+    return [line for text in found for line in _wrapped("Framework     ", text)[:2]]
 
 
 def _communication(payload: dict[str, Any]) -> list[str]:

@@ -1,0 +1,157 @@
+"""The Trainer of transformers: evaluation, prediction, saving and logging by its own methods.
+
+Steps need no help: that a loader, an optimizer and gradient accumulation are the Trainer's makes no
+difference. What the Trainer knows better is where its training ends, and what it does in between.
+"""
+
+from _thread import get_ident
+from typing import Any
+
+from traceml_agent.capture.framework import (
+    Framework,
+    Method,
+    as_logging,
+    in_phase,
+    patch,
+    status_of,
+)
+from traceml_agent.capture.patches.disguise import hide_frame
+from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import guard
+from traceml_agent.schema.phases import CHECKPOINT, EVAL
+
+NAME = "huggingface"
+TRAINER_MODULE = "transformers.trainer"
+_EVALUATION = (
+    # The outermost one counts: what a subclass overrides calls the others.
+    ("_evaluate", "evaluations", "Trainer.evaluate"),
+    ("evaluate", "evaluations", "Trainer.evaluate"),
+    ("predict", "predictions", "Trainer.predict"),
+    ("evaluation_loop", "evaluations", "Trainer.evaluation_loop"),
+)
+_SAVING = (
+    ("_save_checkpoint", "Trainer._save_checkpoint"),
+    ("save_model", "Trainer.save_model"),
+)
+_PATCHED: list[Any] = []
+"""The classes that carry the patch: one, unless transformers was imported anew."""
+
+
+def install(module: Any) -> str:
+    """Patches the Trainer of `transformers.trainer`, once."""
+    trainer = module.Trainer
+    if _is_in(module):
+        return SESSION.statuses.get(NAME, "active")
+    framework = Framework("transformers")
+    missing: list[str] = []
+    for name, kind, call in _EVALUATION:
+        missing += patch(trainer, name, in_phase, EVAL, framework, kind, call)
+    for name, call in _SAVING:
+        missing += patch(trainer, name, in_phase, CHECKPOINT, framework, "checkpoints", call)
+    missing += patch(trainer, "log", as_logging, framework, "Trainer.log")
+    missing += patch(trainer, "_inner_training_loop", _to_its_end, framework)
+    _PATCHED.append(trainer)
+    return status_of(missing)
+
+
+def _to_its_end(original: Method, framework: Framework) -> Method:
+    """The training loop; its last step ends with it, whatever the program does afterwards."""
+    tracker = SESSION.tracker
+
+    def _inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            with guard(NAME):
+                if get_ident() == tracker.owner:
+                    tracker.end_training()
+                    framework.trained(*_done(self))
+
+    return _inner_training_loop
+
+
+def _done(trainer: Any) -> tuple[float, int]:
+    """Epochs and steps of this training, without those before the checkpoint that it resumed."""
+    state = trainer.state
+    steps = int(state.global_step)
+    before = int(getattr(trainer, "_initial_global_step", 0))
+    epochs = float(state.epoch or 0.0)
+    return (epochs * (steps - before) / steps if steps else 0.0), steps - before
+
+
+def init() -> bool:
+    """Puts the patch into the Trainer. Returns whether it is in: False where the agent is off.
+
+    Imports transformers. Where TRACEML_ENABLE is set nobody needs this: importing the Trainer is
+    enough, and a second time changes nothing.
+    """
+    if SESSION.torch is None:
+        return False
+    import importlib
+
+    module = importlib.import_module(TRAINER_MODULE)
+    if not _is_in(module):  # left out by TRACEML_SKIP, and asked for here
+        with guard(NAME):
+            SESSION.set_status(NAME, install(module))
+    return _is_in(module)
+
+
+def _is_in(module: Any) -> bool:
+    return any(known is module.Trainer for known in _PATCHED)
+
+
+def __getattr__(name: str) -> Any:
+    """`TraceMLTrainer` and `TraceMLTrainerCallback`, made when they are first asked for."""
+    make = _MADE_LATER.get(name)
+    if make is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = made = make()
+    return made
+
+
+def _make_trainer() -> type:
+    import importlib
+
+    trainer: Any = importlib.import_module(TRAINER_MODULE).Trainer
+
+    class TraceMLTrainer(trainer):  # type: ignore[misc]  # of any transformers
+        """A Trainer that sees to it that its evaluation, saving and logging are told apart.
+
+        With `traceml_enabled=False` it does nothing of its own: TRACEML_ENABLE alone decides.
+        """
+
+        def __init__(self, *args: Any, traceml_enabled: bool = True, **kwargs: Any) -> None:
+            if traceml_enabled:
+                init()
+            super().__init__(*args, **kwargs)
+
+    return _named(TraceMLTrainer)
+
+
+def _make_callback() -> type:
+    import importlib
+
+    callback: Any = importlib.import_module("transformers.trainer_callback").TrainerCallback
+
+    class TraceMLTrainerCallback(callback):  # type: ignore[misc]  # of any transformers
+        """The same for a Trainer of your own class: `Trainer(..., callbacks=[...])`."""
+
+        def __init__(self) -> None:
+            init()
+
+    return _named(TraceMLTrainerCallback)
+
+
+def _named(made: type) -> type:
+    """The class under a name by which pickle finds it again."""
+    made.__module__, made.__qualname__ = __name__, made.__name__
+    return made
+
+
+_MADE_LATER = {
+    "TraceMLTrainer": _make_trainer,
+    "TraceMLTrainerCallback": _make_callback,
+}
