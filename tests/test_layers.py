@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "sinks": {"schema", "spool", "errors", "version", "report"},
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
-    "integrations": {"capture", "schema"},
+    "integrations": {"capture", "schema", "guard", "errors", "api"},
     "api": FOUNDATION | {"capture"},
     "__init__": {"version", "api"},
     "__main__": {"cli"},
@@ -50,6 +50,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 BRIDGES = {
     ("capture/exit.py", "report.fold"),
     ("capture/exit.py", "report.render.text"),
+    ("capture/hooks.py", "integrations.lightning"),
     ("api.py", "report.fold"),
     ("api.py", "report.scalars"),
     ("api.py", "report.spans"),

@@ -70,10 +70,21 @@ def on_ray_train(module: Any) -> None:
     _install("ray_train", ray_train.install, module)
 
 
+def on_lightning(package: Any) -> None:
+    """PyTorch Lightning or Fabric: what their loops know themselves."""
+    from traceml_agent.integrations import lightning
+
+    _install(lightning.status_name(package.__name__), lightning.install, package)
+
+
 HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("torch", on_torch),
     ("torch._dynamo", on_dynamo),
     ("torch.distributed.checkpoint", on_distributed_checkpoint),
+    ("lightning.pytorch", on_lightning),
+    ("pytorch_lightning", on_lightning),
+    ("lightning.fabric", on_lightning),
+    ("lightning_fabric", on_lightning),
     ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 

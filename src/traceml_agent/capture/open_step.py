@@ -23,6 +23,8 @@ from traceml_agent.schema.phases import (
 )
 
 NONE = -1
+CLOSURE = -2
+"""In the closure of an optimizer's step, of which a framework told: no phase, but no end of one."""
 NEVER = 1 << 62
 IDLE_NS = 10_000_000_000
 IDLE_RATIO = 20
@@ -127,6 +129,10 @@ class OpenStep:
     def roles(self) -> dict[int, int]:
         """Of the loaders that are known by now: INPUT_WAIT or EVAL. For any thread."""
         return self._roles.copy()
+
+    def evaluates(self, key: int) -> None:
+        """A loader is asked while an evaluation runs, of which a framework told."""
+        self._roles.setdefault(key, EVAL)
 
     def _fail(self, patch: str, error: Exception) -> None:
         """An error of ours stops here: it is counted, and the step in progress is forgotten.
@@ -262,13 +268,16 @@ class OpenStep:
         step = self.step = self.step + 1
         start = measured.start
         self.last_duration = end - start
-        if measured.batches and measured.backwards:
+        backwards = measured.backwards
+        if measured.in_update and measured.batches > backwards:
+            backwards += 1  # the last of a few: in the closure of its optimizer
+        if measured.batches and backwards:
             # A loop that fetches ahead has two batches in its first step and none in its last.
             at_hand = measured.batches + self._carried
-            micro_batches = min(at_hand, measured.backwards)
+            micro_batches = min(at_hand, backwards)
             self._carried = at_hand - micro_batches
         else:
-            per_update = measured.backwards // max(1, len(set(self._optimizers)))
+            per_update = backwards // max(1, len(set(self._optimizers)))
             micro_batches = max(1, measured.batches, per_update)
             self._carried = max(0, self._carried - 1)
         self.on_close(step, start, end - start, measured, micro_batches)

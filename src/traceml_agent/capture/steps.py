@@ -12,7 +12,7 @@ No call marks a step. What counts as evidence:
 All methods are called by one thread, the one that trains; `owner` is its identifier.
 """
 
-from traceml_agent.capture.open_step import NONE, OpenStep, clock, pause_limit
+from traceml_agent.capture.open_step import CLOSURE, NONE, OpenStep, clock, pause_limit
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.updates import UNKNOWN_VERSION
 from traceml_agent.guard import INTERNAL
@@ -182,6 +182,8 @@ class StepTracker(OpenStep):
                 segment.backwards += 1
                 if not self._optimizers:
                     self._attend = True
+            else:
+                segment.in_update = True
         except INTERNAL as error:
             self._fail("backward", error)
 
@@ -255,6 +257,35 @@ class StepTracker(OpenStep):
             segment.updates += 1
             self._attend = True
             self.probe.version = UNKNOWN_VERSION
+        except INTERNAL as error:
+            self._fail("optimizer", error)
+
+    def begin_closure(self) -> bool:
+        """The open update calls its closure: what happens there is not the optimizer's; False: it
+        belongs to another phase.
+        """
+        try:
+            if self.phase != OPTIMIZER:
+                return False
+            now = clock()
+            self.segment.acc[OPTIMIZER] += now - self.since
+            if self.device is not None:
+                self.device.switch(OPTIMIZER, NONE)
+            self.phase = CLOSURE
+            self.since = now
+            return True
+        except INTERNAL as error:
+            self._fail("optimizer", error)
+            return False
+
+    def end_closure(self) -> None:
+        """The closure is done: the optimizer goes on."""
+        try:
+            if self.phase == CLOSURE:
+                if self.device is not None:
+                    self.device.switch(NONE, OPTIMIZER)
+                self.phase = OPTIMIZER
+                self.since = clock()
         except INTERNAL as error:
             self._fail("optimizer", error)
 

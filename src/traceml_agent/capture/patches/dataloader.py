@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from traceml_agent.capture.loaders import LoaderWatch
-from traceml_agent.capture.open_step import NONE
+from traceml_agent.capture.open_step import CLOSURE, NONE, clock
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import or_none
-from traceml_agent.schema.phases import INPUT_WAIT, OPTIMIZER
+from traceml_agent.schema.phases import EVAL, INPUT_WAIT, OPTIMIZER
 
+ASKING = (OPTIMIZER, EVAL)
+"""Open phases in which a loader may be asked by the loop itself."""
 TOKENS_EVERY = 16
 """Batches of which one is looked at for tokens. Chosen: it takes 1 us, and batches are alike."""
 LEAST_LENGTH = 8
@@ -39,20 +41,29 @@ def _patch_next(iterator_class: Any) -> None:
         phase = tracker.phase
         # An open optimizer phase: its closure asks, or its step raised and the loop went on. Any
         # other phase is the real caller.
-        if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
+        if gate.shut or (phase >= 0 and phase not in ASKING) or get_ident() != tracker.owner:
             return original(self)
-        if phase == OPTIMIZER and count_running():
+        sampler = self._index_sampler
+        if phase == EVAL:
+            # A framework told that it evaluates: the wait is evaluation, and the loader is told by.
+            tracker.evaluates(id(sampler))
+            asked = clock()
+            batch = original(self)
+            iteration = live.get(id(self))
+            if iteration is not None:
+                note_ask(self, iteration, asked, clock(), batch)
+            return batch
+        if phase == CLOSURE or (phase == OPTIMIZER and count_running()):
             # A closure goes through a loader: that is input of this update, and ends no step.
             tracker.enter(INPUT_WAIT)
             try:
                 batch = original(self)
             except BaseException as error:
-                tracker.leave(OPTIMIZER)
+                tracker.leave(phase)
                 hide_frame(error)
                 raise
-            tracker.leave(OPTIMIZER)
+            tracker.leave(phase)
             return batch
-        sampler = self._index_sampler
         tracker.begin_fetch(id(sampler))
         asked = tracker.since
         try:
