@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "sinks": {"schema", "spool", "errors", "version", "report"},
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
-    "integrations": {"capture", "schema", "guard", "errors", "api"},
+    "integrations": {"capture", "schema", "guard", "errors", "config", "spool", "api"},
     "api": FOUNDATION | {"capture"},
     "__init__": {"version", "api"},
     "__main__": {"cli"},
@@ -51,6 +51,7 @@ BRIDGES = {
     ("capture/exit.py", "report.fold"),
     ("capture/exit.py", "report.render.text"),
     ("capture/hooks.py", "integrations.lightning"),
+    ("integrations/ray.py", "report.fold"),
     ("api.py", "report.fold"),
     ("api.py", "report.scalars"),
     ("api.py", "report.spans"),

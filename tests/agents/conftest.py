@@ -35,13 +35,17 @@ REQUIREMENTS = {
         "accelerate==1.15.0",
         "deepspeed==0.19.8",
         "ray==2.60.0",
+        "lightning==2.6.6",
+        "pytorch-lightning==2.6.6",
+        "torchmetrics==1.9.0",
+        "lightning-utilities==0.15.3",
     ),
 }
 BESIDE_TORCH = {
     "engines": (
         "einops", "hjson", "msgpack", "numpy", "packaging", "psutil", "py-cpuinfo", "pydantic",
         "tqdm", "huggingface_hub", "pyyaml", "safetensors", "click", "filelock", "jsonschema",
-        "protobuf", "requests", "fsspec", "pandas", "pyarrow", "tensorboardX",
+        "protobuf", "requests", "fsspec", "pandas", "pyarrow", "tensorboardX", "typing-extensions",
     ),
 }  # fmt: skip
 """Where a requirement asks for torch, all that it asks for but torch: another torch than the one

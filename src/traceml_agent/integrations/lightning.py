@@ -46,16 +46,16 @@ def _evaluated(loop: Any, stretch: Stretch) -> None:
         stretch.detail["batches"] = before + int(loop.batch_progress.total.completed)
 
 
-def _checkpoint(_owner: Any) -> Stretch:
-    # The frames: this, the wrapper's guard and call, and who called that.
+def _checkpoint(*_args: Any, **_kwargs: Any) -> Stretch:
+    # The frames: this, the wrapper, and who called that.
     return Stretch("checkpoint", detail_of("save_checkpoint", sys._getframe(2)))
 
 
-def _logging(owner: Any) -> Stretch | None:
-    """A connector of a trainer, or a Fabric; None where there is no logger to call."""
+def _logging(owner: Any, metrics: Any, step: Any = None) -> Stretch | None:
+    """Of a connector of a trainer, or a Fabric; None where nothing goes to any logger."""
     trainer = getattr(owner, "trainer", None)
     loggers = owner._loggers if trainer is None else trainer.loggers
-    return Stretch("logging") if loggers else None
+    return Stretch("logging") if loggers and metrics else None
 
 
 def _closure(original: Any) -> Any:

@@ -139,17 +139,15 @@ def watch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     setattr(owner, name, wrapper)
 
 
-def within(
-    begin: Callable[[Any], Stretch | None], end: Callable[[Any, Stretch], None] | None
-) -> Any:
-    """Makes wrappers for `watch`: a call is the stretch that `begin(self)` gives (None: it is
-    none), and `end` fills in what is known afterwards."""
+def within(begin: Callable[..., Stretch | None], end: Callable[[Any, Stretch], None] | None) -> Any:
+    """Makes wrappers for `watch`: a call is the stretch that `begin` gives for the same
+    arguments (None: it is none), and `end` fills in what is known afterwards."""
 
     def make(original: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             stretch = None
             with guard("stretch"):
-                stretch = begin(self)
+                stretch = begin(self, *args, **kwargs)
                 if stretch is not None:
                     stretch.__enter__()
             if stretch is None or not stretch.active:
