@@ -18,7 +18,7 @@ from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT, EVAL, PATCH_OF_PHASE, PHASES
-from traceml_agent.schema.records import Event
+from traceml_agent.schema.records import LOGGING_EVENT, Event
 
 PHASE_OF_KIND = {"eval": EVAL, "sanity_check": EVAL, "checkpoint": CHECKPOINT, "logging": NONE}
 LOGGING_EVERY_NS = 1_000_000_000
@@ -86,7 +86,7 @@ class Stretch:
             if error is not None:
                 self.detail["failed"] = 1
             if self._phase == NONE:
-                LOGGING.add(elapsed)
+                LOGGING.add(elapsed, SESSION.tracker.phase)
             else:
                 SESSION.note_event(self.kind, elapsed - self._inner_ns, self.detail)
 
@@ -98,16 +98,17 @@ _OPEN: list[Stretch] = []
 class Logging:
     """What loggers took: few events for many calls."""
 
-    __slots__ = ("_calls", "_elapsed", "_noted_at")
+    __slots__ = ("_calls", "_elapsed", "_in_phases", "_noted_at")
 
     def __init__(self) -> None:
-        self._calls = self._elapsed = 0
-        self._noted_at = 0
+        self._calls = self._elapsed = self._in_phases = self._noted_at = 0
 
-    def add(self, elapsed: int) -> None:
-        """One call ended."""
+    def add(self, elapsed: int, phase: int) -> None:
+        """One call ended, in this phase: an evaluation logs too, and that is no residual."""
         self._calls += 1
         self._elapsed += elapsed
+        if phase >= 0:
+            self._in_phases += elapsed
         SESSION.looks["logging"] = self.look
         if elapsed >= LOGGING_LONG_NS or clock() - self._noted_at >= LOGGING_EVERY_NS:
             SESSION.events.append(self._event())
@@ -118,9 +119,10 @@ class Logging:
 
     def _event(self) -> Event:
         now = self._noted_at = clock()
-        calls, elapsed, self._calls, self._elapsed = self._calls, self._elapsed, 0, 0
-        step = SESSION.tracker.step + 1
-        return Event("logging", now - elapsed, elapsed, step, {"calls": calls})
+        elapsed = self._elapsed
+        detail: Detail = {"calls": self._calls, "in_phases_ns": self._in_phases}
+        self._calls = self._elapsed = self._in_phases = 0
+        return Event(LOGGING_EVENT, now - elapsed, elapsed, SESSION.tracker.step + 1, detail)
 
 
 LOGGING = Logging()

@@ -230,6 +230,9 @@ GRAPH_BREAKS_EVENT = "graph_breaks"
 """How many there were so far; a later one wins."""
 FLOPS_EVENT = "flops"
 """Name of the event with the operations of one step: `detail.flops`, `forward_flops`, `dtype`."""
+LOGGING_EVENT = "logging"
+"""What the loggers of a framework took since the last one; of it `detail.in_phases_ns` lies in a
+phase, and not in the residual."""
 FACT_EVENTS = frozenset(
     (STRATEGY_EVENT, THREADS_EVENT, COMPILED_EVENT, GRAPH_BREAKS_EVENT, FLOPS_EVENT)
 )

@@ -50,6 +50,7 @@ class StepFigures:
     step_ms: float
     parts_ms: dict[str, float | int | None]
     missing: tuple[str, ...]
+    logging_ms: float | None = None  # part of the residual
 
     @property
     def traced_ms(self) -> float:
@@ -165,11 +166,12 @@ def _bound(part: str, ranks: list[StepFigures], steps: int, clock: str) -> Issue
     of_step = share_of_step(ranks, part)
     values = [v for rank in ranks if (v := rank.parts_ms.get(part)) is not None]
     middle_ms = median(values) or 0.0
+    logging_ms = median([rank.logging_ms for rank in ranks if rank.logging_ms is not None])
     return Issue(
         kind=kind,
         severity=severity,
         summary=f"{words} {typical:.0%} of the step ({_ms(middle_ms)} of "
-        f"{_ms(median([rank.typical_ms for rank in ranks]) or 0.0)}).",
+        f"{_ms(median([rank.typical_ms for rank in ranks]) or 0.0)}).{_of_which(part, logging_ms)}",
         action=action,
         metric=part,
         phase=phase,
@@ -187,8 +189,15 @@ def _bound(part: str, ranks: list[StepFigures], steps: int, clock: str) -> Issue
             "threshold_crit": SHARE_CRIT,
             "steps_used": steps,
             "diagnosis_clock": clock,
-        },
+        }
+        | ({} if part != "residual" or logging_ms is None else {"logging_ms": logging_ms}),
     )
+
+
+def _of_which(part: str, logging_ms: float | None) -> str:
+    if part != "residual" or logging_ms is None:
+        return ""
+    return f" The framework's loggers take {_ms(logging_ms)} a step."
 
 
 def _compute_or_balanced(ranks: list[StepFigures], steps: int, loader_seen: bool) -> Issue:

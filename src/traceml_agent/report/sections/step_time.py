@@ -28,7 +28,9 @@ from traceml_agent.report.stats import (
 )
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.phases import COMPUTE_PHASES, PHASES
+from traceml_agent.schema.records import LOGGING_EVENT
 from traceml_agent.schema.summary import STEP_TIME_METRICS
+from traceml_agent.spool.reader import last_step
 from traceml_agent.spool.sketch import added, counted, quantile_of
 
 MS = 1e6
@@ -147,7 +149,21 @@ def _figures(
                 rest = total(column) - sum(column[index] for index in outliers)
                 means[name] = rest / (len(column) - len(outliers)) / MS
     step_ms = means.pop("step_time") or 0.0
-    return StepFigures(rank.rank, step_ms, means, _missing(rank.series))
+    return StepFigures(rank.rank, step_ms, means, _missing(rank.series), _logging_ms(rank))
+
+
+def _logging_ms(rank: RankView) -> float | None:
+    """What loggers of a framework take of the residual of a step, on average over the run; None
+    where no framework told."""
+    spent = [
+        event.duration_ns - within
+        for event in rank.spool.events
+        if event.name == LOGGING_EVENT
+        and event.duration_ns is not None
+        and isinstance(within := event.detail.get("in_phases_ns", 0), int)
+    ]
+    steps = last_step(rank.spool)
+    return sum(spent) / steps / MS if spent and steps else None
 
 
 def whole_run(ranks: list[RankView]) -> dict[str, float | int | None] | None:
