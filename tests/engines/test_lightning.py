@@ -57,7 +57,8 @@ class Pair(pl.LightningModule):
 
 
 trainer = pl.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, num_sanity_val_steps=1,
+    accelerator="cpu", devices=2, max_epochs=2, num_sanity_val_steps=1,
+    strategy="ddp_find_unused_parameters_true",
     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
 )
 data = torch.randn(24, 4)
@@ -130,7 +131,7 @@ def test_a_trainer_has_its_steps_evaluations_checkpoints_and_epochs_once_with_ho
     assert places.startswith("lightning_module.py:")
     assert events(spool, "epoch", "epoch") == [(6, 0), (12, 1), (18, 2)]
     logged = sum(calls for _, calls in events(spool, "logging", "calls"))
-    assert logged == 9 + 6 + 3  # every second step, each validation, each epoch
+    assert logged == 9 + 6  # every second step, each validation
     payload = fold(on.run_dir).payload
     assert payload["traceml_agent"]["faults"] == []
     # The sanity check belongs to no step; an evaluation is all of it, not the calls of the model.

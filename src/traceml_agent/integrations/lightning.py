@@ -7,18 +7,22 @@ begins and ends; and that the closure of an optimizer's step is not the optimize
 """
 
 import sys
+from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent import api
+from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.checkpoint import Detail, detail_of
 from traceml_agent.capture.patches.disguise import hide_frame
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 from traceml_agent.integrations.stretches import Stretch, clock, watch, within
+from traceml_agent.schema.phases import FORWARD
 
 if TYPE_CHECKING:
     TraceMLCallback: type[Any]
 
+_STEP = "_traceml_training_step"
 PYTORCH = ("lightning.pytorch", "pytorch_lightning")
 _STARTUP = "traceml_agent.startup"
 """Imported in every process in which the agent is on."""
@@ -75,6 +79,46 @@ def _closure(original: Any) -> Any:
     return _wrap_closure
 
 
+def _redirection(original: Any) -> Any:
+    """With manual optimization all of `training_step`, backward and updates too, runs inside the
+    forward call of DistributedDataParallel: it is a loop of its own, and no forward."""
+
+    def __call__(
+        self: Any, wrapper: Any, module: Any, method: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if method == "training_step" and not module.automatic_optimization:
+            with guard("training step in a wrapper"):
+                if not hasattr(type(module), _STEP):
+                    _lightning_class(module)._traceml_training_step = _training_step
+                method = _STEP
+        try:
+            return original(self, wrapper, module, method, *args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+
+    return __call__
+
+
+def _lightning_class(module: Any) -> Any:
+    return next(c for c in type(module).__mro__ if c.__name__ == "LightningModule")
+
+
+def _training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    tracker = SESSION.tracker
+    inside = tracker.phase == FORWARD and get_ident() == tracker.owner
+    if inside:
+        tracker.leave(NONE)
+    try:
+        return self.training_step(*args, **kwargs)
+    except BaseException as error:
+        hide_frame(error)
+        raise
+    finally:
+        if inside:
+            tracker.enter(FORWARD)
+
+
 def _epoch(original: Any) -> Any:
     """An event for each training epoch, with its validations and checkpoints."""
 
@@ -116,6 +160,12 @@ PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
         "_wrap_closure",
         _closure,
     ),
+    (
+        "manual optimization in a wrapper",
+        (("strategies.strategy", "_ForwardRedirection"),),
+        "__call__",
+        _redirection,
+    ),
     ("epochs", (("loops.fit_loop", "_FitLoop"),), "advance", _epoch),
 )
 """What is watched: its name for people, the modules and classes in which versions have it, the
@@ -130,6 +180,7 @@ FABRIC_PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
 def install(package: Any) -> str:
     """Watches the loops of one of the four packages; "active", or what of it has another shape."""
     parts = FABRIC_PARTS if package.__name__ in FABRIC else PARTS
+    _wait_for_what_comes(package, parts)
     missing = [
         name for name, places, method, make in parts if not _put(package, places, method, make)
     ]
@@ -139,6 +190,28 @@ def install(package: Any) -> str:
     state = "not in" if len(missing) == len(parts) else "active"
     names = ", ".join(missing)
     return f"{state}, without {names}: {package.__name__} {version} has another shape there"
+
+
+def _wait_for_what_comes(package: Any, parts: Any) -> None:
+    """The import of torch within that of the package starts the agent: its modules come later."""
+    if not getattr(package.__spec__, "_initializing", False) or package in _AWAITED:
+        return
+    import wrapt
+
+    _AWAITED.append(package)
+
+    def has_come(_module: Any) -> None:
+        with guard("lightning"):
+            SESSION.set_status(status_name(package.__name__), install(package))
+
+    for _, places, _, _ in parts:
+        for module_name, _ in places:
+            name = f"{package.__name__}.{module_name}"
+            if name not in sys.modules:
+                wrapt.register_post_import_hook(has_come, name)
+
+
+_AWAITED: list[Any] = []
 
 
 def _put(package: Any, places: tuple[tuple[str, str], ...], method: str, make: Any) -> bool:
