@@ -75,6 +75,7 @@ def on_lightning(package: Any) -> None:
     from traceml_agent.integrations import lightning
 
     _install(lightning.status_name(package.__name__), lightning.install, package)
+    lightning.look_again()
 
 
 HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (

@@ -199,19 +199,28 @@ def _wait_for_what_comes(package: Any, parts: Any) -> None:
     import wrapt
 
     _AWAITED.append(package)
-
-    def has_come(_module: Any) -> None:
-        with guard("lightning"):
-            SESSION.set_status(status_name(package.__name__), install(package))
+    # A module that is half imported itself tells no hook when it is done.
+    SESSION.looks["lightning"] = look_again
 
     for _, places, _, _ in parts:
         for module_name, _ in places:
             name = f"{package.__name__}.{module_name}"
             if name not in sys.modules:
-                wrapt.register_post_import_hook(has_come, name)
+                wrapt.register_post_import_hook(look_again, name)
 
 
 _AWAITED: list[Any] = []
+"""Packages that were half imported when they were seen."""
+
+
+def look_again(_occasion: Any = None) -> tuple[()]:
+    """Watches what has come meanwhile of the packages that were half imported."""
+    with guard("lightning"):
+        for package in _AWAITED:
+            name = status_name(package.__name__)
+            if SESSION.statuses.get(name) != "active":
+                SESSION.set_status(name, install(package))
+    return ()
 
 
 def _put(package: Any, places: tuple[tuple[str, str], ...], method: str, make: Any) -> bool:
