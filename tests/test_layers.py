@@ -33,7 +33,9 @@ LAYERS: dict[str, set[str]] = {
     "sinks": {"schema", "spool", "errors", "version", "report"},
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
-    "integrations": {"capture", "schema", "guard"},
+    "integrations": {
+        "capture", "schema", "guard", "errors", "config", "spool", "api", "lifecycle",
+    },
     "api": FOUNDATION | {"capture", "tracing"},
     "tracing": FOUNDATION | {"capture", "spool"},
     "lifecycle": FOUNDATION | {"capture", "startup", "api"},
@@ -58,6 +60,8 @@ BRIDGES = {
     ("capture/hooks.py", "integrations.huggingface"),
     ("capture/hooks.py", "integrations.accelerate"),
     ("capture/hooks.py", "integrations.deepspeed"),
+    ("capture/hooks.py", "integrations.lightning"),
+    ("integrations/ray.py", "report.fold"),
     ("api.py", "report.fold"),
     ("api.py", "report.scalars"),
     ("tracing.py", "report.spans"),

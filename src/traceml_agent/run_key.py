@@ -90,11 +90,20 @@ def _outside_of_slurm(
     is_here = rendezvous is None or rendezvous.startswith(f"{launch.hostname}-")
     if launch.is_child and is_here:
         return launch.parent, Sharing.LAUNCH
+    if launcher == "none" and rendezvous is not None and _starts_its_own_ranks(environ):
+        return f"environment-{rendezvous}", Sharing.SHARED
     if launcher == "none":
         return launch.own, Sharing.LAUNCH
     if rendezvous is None:
         return launch.parent, Sharing.LAUNCH
     return f"{launcher}-{rendezvous}", Sharing.SHARED
+
+
+def _starts_its_own_ranks(environ: Mapping[str, str]) -> bool:
+    """Lightning and Fabric start the script once more for each further device, without RANK; what
+    they tell these they set in the first one too."""
+    size = environ.get("WORLD_SIZE", "")
+    return "LOCAL_RANK" in environ and size.isdecimal() and int(size) > 1
 
 
 def _rendezvous(environ: Mapping[str, str], hostname: str) -> str | None:

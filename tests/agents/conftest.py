@@ -36,13 +36,17 @@ REQUIREMENTS = {
         "deepspeed==0.19.8",
         "ray==2.60.0",
         "transformers==5.23.0",
+        "lightning==2.6.6",
+        "pytorch-lightning==2.6.6",
+        "torchmetrics==1.9.0",
+        "lightning-utilities==0.15.3",
     ),
 }
 BESIDE_TORCH = {
     "engines": (
         "einops", "hjson", "msgpack", "numpy", "packaging", "psutil", "py-cpuinfo", "pydantic",
         "tqdm", "huggingface_hub", "pyyaml", "safetensors", "click", "filelock", "jsonschema",
-        "protobuf", "requests", "fsspec", "pandas", "pyarrow", "tensorboardX",
+        "protobuf", "requests", "fsspec", "pandas", "pyarrow", "tensorboardX", "typing-extensions",
         "tokenizers", "regex", "typer",
     ),
 }  # fmt: skip

@@ -154,6 +154,50 @@ def test_a_closure_inside_the_optimizer_keeps_its_own_phases(loop):
     assert (acc[FORWARD], acc[BACKWARD], acc[OPTIMIZER]) == (80, 120, 5)
 
 
+def test_a_closure_of_which_a_framework_told_is_not_the_optimizer(loop):
+    loop.fetch()
+    loop.tracker.begin_update(1)
+    loop.now += 5
+    assert loop.tracker.begin_closure()
+    loop.now += 100  # the loop's own work, such as logging
+    loop.forward()
+    loop.backward()
+    loop.now += 100
+    loop.tracker.end_closure()
+    loop.now += 5
+    loop.tracker.end_update()
+    loop.tracker.finish()
+    ((_, _, duration, acc, _),) = loop.closed
+    assert acc[OPTIMIZER] == 10
+    assert (acc[FORWARD], acc[BACKWARD]) == (20, 30)
+    assert duration - sum(acc) == 200
+
+
+def test_a_closure_outside_the_optimizer_changes_nothing(loop):
+    loop.fetch()
+    assert not loop.tracker.begin_closure()
+    assert loop.tracker.phase == NONE
+    loop.tracker.end_closure()
+    assert loop.tracker.phase == NONE
+
+
+def test_the_last_micro_batch_may_be_in_the_closure_of_its_optimizer(loop):
+    loop.train()
+    for _ in range(3):
+        for _ in range(3):
+            loop.fetch()
+            loop.forward()
+            loop.backward()
+        loop.fetch()
+        loop.tracker.begin_update(1)
+        for _ in range(2):  # more than once, as in LBFGS
+            loop.forward()
+            loop.backward()
+        loop.tracker.end_update()
+    loop.exhaust()
+    assert [micro_batches for *_, micro_batches in loop.closed] == [1, 4, 4, 4]
+
+
 def test_a_compilation_is_taken_out_of_the_forward_that_it_interrupts(loop):
     loop.fetch()
     outer = loop.tracker.enter(FORWARD)

@@ -46,6 +46,14 @@ KEYS = {
                        Sharing.SHARED),
     "RANK": (TUTORIAL, None, LAUNCH, "environment-host1-12355", Sharing.SHARED),
     "RANK alone": ({"RANK": "1"}, None, LAUNCH, "parent-7-0a0a0a0a", Sharing.LAUNCH),
+    "Lightning starts the others": (
+        {"LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+         "MASTER_PORT": "4711"}, None, LAUNCH, "environment-host1-4711", Sharing.SHARED,
+    ),
+    "Lightning on one device": (
+        {"LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711"},
+        None, LAUNCH, "20260101-000000-8", Sharing.LAUNCH,
+    ),
     "nothing": ({}, None, LAUNCH, "20260101-000000-8", Sharing.LAUNCH),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from traceml_agent.capture.open_step import NONE
-from traceml_agent.capture.patches.checkpoint import noted_checkpoint
+from traceml_agent.capture.patches.checkpoint import Detail, detail_of
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.user_code import user_line
@@ -118,9 +118,14 @@ def in_phase(original: Method, phase: int, framework: Framework, kind: str, call
     def method(*args: Any, **kwargs: Any) -> Any:
         if gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
             return original(*args, **kwargs)
-        place: str | None = None
+        detail: Detail = {"call": call}
         with guard("line of a framework's call"):
-            place = user_line(sys._getframe(1))
+            caller = sys._getframe(1)
+            if phase == CHECKPOINT:
+                detail = detail_of(call, caller)
+            else:
+                detail["at"] = user_line(caller)
+            del caller
         failed = 1
         previous = tracker.enter(phase)
         try:
@@ -134,10 +139,9 @@ def in_phase(original: Method, phase: int, framework: Framework, kind: str, call
             elapsed = tracker.leave(previous)
             with guard("framework"):
                 framework.count(kind)
-                if phase == CHECKPOINT:
-                    noted_checkpoint(elapsed, call, place, failed)
-                else:
-                    SESSION.note_event(PHASES[phase], elapsed, {"call": call, "at": place})
+                if failed and phase == CHECKPOINT:
+                    detail["failed"] = 1
+                SESSION.note_event(PHASES[phase], elapsed, detail)
                 framework.tell()
 
     return method

@@ -95,6 +95,14 @@ def on_ray_train(module: Any) -> None:
     _install("ray_train", ray_train.install, module)
 
 
+def on_lightning(package: Any) -> None:
+    """PyTorch Lightning or Fabric: what their loops know themselves."""
+    from traceml_agent.integrations import lightning
+
+    _install(lightning.status_name(package.__name__), lightning.install, package)
+    lightning.look_again()
+
+
 HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("torch", on_torch),
     ("torch._dynamo", on_dynamo),
@@ -102,6 +110,10 @@ HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("transformers.trainer", on_transformers),
     ("accelerate.accelerator", on_accelerate),
     ("deepspeed.runtime.engine", on_deepspeed),
+    ("lightning.pytorch", on_lightning),
+    ("pytorch_lightning", on_lightning),
+    ("lightning.fabric", on_lightning),
+    ("lightning_fabric", on_lightning),
     ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 

@@ -23,6 +23,8 @@ from traceml_agent.schema.phases import (
 )
 
 NONE = -1
+CLOSURE = -2
+"""In the closure of an optimizer's step, of which a framework told: no phase, but no end of one."""
 NEVER = 1 << 62
 IDLE_NS = 10_000_000_000
 IDLE_RATIO = 20
@@ -277,13 +279,16 @@ class OpenStep:
         step = self.step = self.step + 1
         start = measured.start
         self.last_duration = end - start
-        if measured.batches and measured.backwards:
+        backwards = measured.backwards
+        if measured.in_update and measured.batches > backwards:
+            backwards += 1  # the last of a few: in the closure of its optimizer
+        if measured.batches and backwards:
             # A loop that fetches ahead has two batches in its first step and none in its last.
             at_hand = measured.batches + self._carried
-            micro_batches = min(at_hand, measured.backwards)
+            micro_batches = min(at_hand, backwards)
             self._carried = at_hand - micro_batches
         else:
-            per_update = measured.backwards // max(1, len(set(self._optimizers)))
+            per_update = backwards // max(1, len(set(self._optimizers)))
             micro_batches = max(1, measured.batches, per_update)
             if not measured.batches:
                 # A batch fetched ahead was counted in the step that fetched it.

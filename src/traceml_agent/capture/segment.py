@@ -14,6 +14,7 @@ class Segment:
         "batches",
         "d2h_ns",
         "forwards",
+        "in_update",
         "keys",
         "loader",
         "samples",
@@ -30,6 +31,7 @@ class Segment:
         self.samples: int | None = 0  # None: a batch whose size cannot be seen
         self.backwards = 0
         self.forwards = 0
+        self.in_update = False  # a backward pass ran inside an optimizer's step
         self.updates = 0
         self.keys: list[int] = []  # loaders asked in this segment
 
@@ -42,6 +44,7 @@ class Segment:
         self.backwards += other.backwards
         self.forwards += other.forwards
         self.updates += other.updates
+        self.in_update = self.in_update or other.in_update
         if other.batches and self.loader in (0, other.loader):
             self.loader = other.loader
             self.batches += other.batches

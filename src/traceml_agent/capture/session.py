@@ -118,6 +118,8 @@ class Session:
         if late:
             what = "a step was recorded" if self.recorder is not None else "torch was imported"
             say(f"init: {', '.join(late)} came after {what} and is not used")
+        if self.recorder is None and self.config.snapshots == "stats":
+            self.take_snapshots(everything=True)
         for name in STEP_PATCHES:
             if request.leaves_out(name):
                 self.gates[name].shut = True

@@ -14,7 +14,7 @@ All methods are called by one thread, the one that trains; `owner` is its identi
 """
 
 from traceml_agent.capture.bracketed import BracketedStep
-from traceml_agent.capture.open_step import NONE, clock
+from traceml_agent.capture.open_step import CLOSURE, NONE, clock
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.updates import UNKNOWN_VERSION
 from traceml_agent.guard import INTERNAL
@@ -180,6 +180,8 @@ class StepTracker(BracketedStep):
                 segment.backwards += 1
                 if not self._optimizers:
                     self._attend = True
+            else:
+                segment.in_update = True
         except INTERNAL as error:
             self._fail("backward", error)
 
@@ -256,6 +258,35 @@ class StepTracker(BracketedStep):
             segment.updates += 1
             self._attend = True
             self.probe.version = UNKNOWN_VERSION
+        except INTERNAL as error:
+            self._fail("optimizer", error)
+
+    def begin_closure(self) -> bool:
+        """The open update calls its closure: what happens there is not the optimizer's; False: it
+        belongs to another phase.
+        """
+        try:
+            if self.phase != OPTIMIZER:
+                return False
+            now = clock()
+            self.segment.acc[OPTIMIZER] += now - self.since
+            if self.device is not None:
+                self.device.switch(OPTIMIZER, NONE)
+            self.phase = CLOSURE
+            self.since = now
+            return True
+        except INTERNAL as error:
+            self._fail("optimizer", error)
+            return False
+
+    def end_closure(self) -> None:
+        """The closure is done: the optimizer goes on."""
+        try:
+            if self.phase == CLOSURE:
+                if self.device is not None:
+                    self.device.switch(NONE, OPTIMIZER)
+                self.phase = OPTIMIZER
+                self.since = clock()
         except INTERNAL as error:
             self._fail("optimizer", error)
 

@@ -22,7 +22,7 @@ _NOT_THE_USERS = frozenset(
 )
 _FRAMEWORKS = frozenset(
     ("torch", "ray", "accelerate", "deepspeed", "lightning", "pytorch_lightning", "transformers")
-)
+) | {"lightning_fabric"}
 """Programs that run the code of a user and are none."""
 
 

@@ -4,6 +4,7 @@ Steps need no help: that a loader, an optimizer and gradient accumulation are th
 difference. What the Trainer knows better is where its training ends, and what it does in between.
 """
 
+import sys
 from _thread import get_ident
 from typing import Any
 
@@ -21,6 +22,8 @@ from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT, EVAL
 
 NAME = "huggingface"
+_STARTUP = "traceml_agent.startup"
+"""Imported in every process in which the agent is on."""
 TRAINER_MODULE = "transformers.trainer"
 _EVALUATION = (
     # The outermost one counts: what a subclass overrides calls the others.
@@ -83,16 +86,28 @@ def _done(trainer: Any) -> tuple[float, int]:
 
 
 def init() -> bool:
-    """Puts the patch into the Trainer. Returns whether it is in: False where the agent is off.
+    """Starts the agent where it is off, and puts the patch into the Trainer. Returns whether it is
+    in: False where recording is forbidden.
 
     Imports transformers. Where TRACEML_ENABLE is set nobody needs this: importing the Trainer is
     enough, and a second time changes nothing.
     """
-    if SESSION.torch is None:
+    if _STARTUP not in sys.modules:
+        from traceml_agent import lifecycle
+
+        lifecycle.init()
+    return _put_in()
+
+
+def _put_in() -> bool:
+    """Puts the patch into the Trainer, if the agent is on."""
+    if _STARTUP not in sys.modules:
         return False
     import importlib
 
     module = importlib.import_module(TRAINER_MODULE)
+    if SESSION.torch is None:
+        return False
     if not _is_in(module):  # left out by TRACEML_SKIP, and asked for here
         with guard(NAME):
             SESSION.set_status(NAME, install(module))
@@ -125,7 +140,7 @@ def _make_trainer() -> type:
 
         def __init__(self, *args: Any, traceml_enabled: bool = True, **kwargs: Any) -> None:
             if traceml_enabled:
-                init()
+                _put_in()
             super().__init__(*args, **kwargs)
 
     return _named(TraceMLTrainer)
@@ -140,7 +155,7 @@ def _make_callback() -> type:
         """The same for a Trainer of your own class: `Trainer(..., callbacks=[...])`."""
 
         def __init__(self) -> None:
-            init()
+            _put_in()
 
     return _named(TraceMLTrainerCallback)
 

@@ -4,7 +4,6 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
@@ -32,7 +31,7 @@ def timed_backward(original: Any, is_compiling: Callable[[], bool], gate: Gate) 
         if (
             is_compiling()
             or gate.shut
-            or (phase != NONE and phase != OPTIMIZER)
+            or (phase >= 0 and phase != OPTIMIZER)
             or (get_ident() != tracker.owner and not SESSION.adopt_thread())
         ):
             return original(*args, **kwargs)
@@ -57,7 +56,7 @@ def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
         if (
             is_compiling()
             or gate.shut
-            or (phase != NONE and phase != OPTIMIZER)
+            or (phase >= 0 and phase != OPTIMIZER)
             or (get_ident() != tracker.owner and not SESSION.adopt_thread())
         ):
             return original(*args, **kwargs)

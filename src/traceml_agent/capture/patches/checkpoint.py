@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from _thread import get_ident
+from types import FrameType
 from typing import Any
 
 from traceml_agent.capture.open_step import NONE
@@ -17,6 +18,8 @@ from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.user_code import user_line
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT
+
+Detail = dict[str, str | int | float | None]
 
 LOAD_STATE_DICT = "Module.load_state_dict"
 
@@ -51,11 +54,7 @@ def _save(original: Any, call_name: str) -> Any:
     def save(*args: Any, **kwargs: Any) -> Any:
         if gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
             return original(*args, **kwargs)
-        caller = sys._getframe(1)
-        place: str | None = f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}"
-        with guard("line of a checkpoint"):
-            place = user_line(caller) or place
-        del caller
+        detail = detail_of(call_name, sys._getframe(1))
         previous = tracker.enter(CHECKPOINT)
         failed = 1
         try:
@@ -66,20 +65,24 @@ def _save(original: Any, call_name: str) -> Any:
             hide_frame(error)
             raise
         finally:
-            noted_checkpoint(tracker.leave(previous), call_name, place, failed)
+            elapsed = tracker.leave(previous)
+            if failed:
+                detail["failed"] = 1
+            SESSION.note_event("checkpoint", elapsed, detail)
 
     return _signed(like(save, original), original)
 
 
-def noted_checkpoint(elapsed: int, call_name: str, place: str | None, failed: int) -> None:
-    """Notes a checkpoint that just ended, with the step that it is of."""
-    detail: dict[str, str | int | float | None] = {"call": call_name, "at": place}
-    if failed:
-        detail["failed"] = 1
+def detail_of(call_name: str, caller: FrameType) -> Detail:
+    """What the event of a checkpoint says that is written now."""
+    detail: Detail = {"call": call_name}
+    detail["at"] = f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}"
+    with guard("line of a checkpoint"):
+        detail["at"] = user_line(caller) or detail["at"]
     detail["steps_done"] = SESSION.tracker.steps_done()
     with guard("step of a checkpoint"):
         detail["optimizer_step"] = optimizer_step(SESSION.torch)
-    SESSION.note_event("checkpoint", elapsed, detail)
+    return detail
 
 
 def _load(original: Any, call_name: str, position: int, keyword: str) -> Any:

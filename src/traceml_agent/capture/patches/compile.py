@@ -4,7 +4,6 @@ import sys
 from _thread import get_ident
 from typing import Any
 
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.user_code import user_line
 from traceml_agent.guard import guard
@@ -34,7 +33,7 @@ def install(dynamo: Any) -> str:
                 if tracker.phase == COMPILE:
                     elapsed = tracker.leave(previous)
                     detail: dict[str, str | int | float | None] = {**_numbered(args)}
-                    if previous != NONE:
+                    if previous >= 0:
                         detail["within"] = PHASES[previous]
                     detail["at"] = user_line(sys._getframe(1))
                     SESSION.note_event("compile", elapsed, detail)

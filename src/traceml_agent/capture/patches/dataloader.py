@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from traceml_agent.capture.loaders import LoaderWatch
-from traceml_agent.capture.open_step import NONE, clock
+from traceml_agent.capture.open_step import CLOSURE, NONE, clock
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
@@ -41,7 +41,7 @@ def _patch_next(iterator_class: Any) -> None:
         phase = tracker.phase
         # An open optimizer phase: its closure asks, or its step raised and the loop went on. Any
         # other phase is the real caller.
-        if gate.shut or (phase != NONE and phase not in ASKING) or get_ident() != tracker.owner:
+        if gate.shut or (phase >= 0 and phase not in ASKING) or get_ident() != tracker.owner:
             return original(self)
         sampler = self._index_sampler
         if phase == EVAL:
@@ -57,16 +57,16 @@ def _patch_next(iterator_class: Any) -> None:
             if iteration is not None:
                 note_ask(self, iteration, asked, clock(), batch)
             return batch
-        if phase == OPTIMIZER and count_running():
+        if phase == CLOSURE or (phase == OPTIMIZER and count_running()):
             # A closure goes through a loader: that is input of this update, and ends no step.
             tracker.enter(INPUT_WAIT)
             try:
                 batch = original(self)
             except BaseException as error:
-                tracker.leave(OPTIMIZER)
+                tracker.leave(phase)
                 hide_frame(error)
                 raise
-            tracker.leave(OPTIMIZER)
+            tracker.leave(phase)
             return batch
         tracker.begin_fetch(id(sampler))
         asked = tracker.since

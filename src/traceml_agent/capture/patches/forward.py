@@ -9,7 +9,6 @@ invalidate Dynamo's guards, and compiled submodules do not come by here.
 from _thread import get_ident
 from typing import Any
 
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
@@ -111,7 +110,7 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
         if call is plain or call is wrapper:
             call = original
         phase = tracker.phase
-        if gate.shut or (phase != NONE and phase != OPTIMIZER) or get_ident() != tracker.owner:
+        if gate.shut or (phase >= 0 and phase != OPTIMIZER) or get_ident() != tracker.owner:
             return call(self, *args, **kwargs)
         if discovery.wide:
             _discover(discovery, self)

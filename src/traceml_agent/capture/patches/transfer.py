@@ -4,7 +4,6 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
-from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import Gate
@@ -55,7 +54,7 @@ def timed_copy(
     tracker = SESSION.tracker
 
     def copy(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
+        if is_compiling() or gate.shut or tracker.phase >= 0 or get_ident() != tracker.owner:
             return original(self, *args, **kwargs)
         target = target_of(args, kwargs)
         if target is None or target == self.device.type:

@@ -1,0 +1,167 @@
+"""PyTorch Lightning under both of its names, and Fabric, as users install them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.boot.conftest import REPOSITORY
+from tests.e2e.harness import Result, write
+from tests.engines.conftest import Engine, assert_one_run, same_lines
+from traceml_agent.report.fold import fold
+from traceml_agent.spool.reader import Spool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # an environment is made first
+
+EXAMPLE = str(REPOSITORY / "examples" / "lightning_module.py")
+
+MANUAL = """
+import sys
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+torch.set_num_threads(1)
+pl.seed_everything(0, verbose=False)
+
+
+class Pair(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+
+        def closure():
+            loss = self.one(batch).square().mean()
+            first.zero_grad()
+            self.manual_backward(loss)
+            return loss
+
+        first.step(closure=closure)
+        loss = self.other(self.one(batch).detach()).square().mean()
+        second.zero_grad()
+        self.manual_backward(loss)
+        second.step()
+        print(f"{self.global_rank} {loss.item()}\\n", end="", flush=True)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("norm", self.one(batch).norm(), sync_dist=True)
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.one, self.other)]
+
+
+trainer = pl.Trainer(
+    accelerator="cpu", devices=2, max_epochs=2, num_sanity_val_steps=1,
+    strategy="ddp_find_unused_parameters_true",
+    logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+)
+data = torch.randn(24, 4)
+trainer.fit(Pair(), DataLoader(data, batch_size=2), DataLoader(data[:8], batch_size=2))
+trainer.save_checkpoint("last.ckpt")
+"""
+
+FABRIC = """
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+torch.set_num_threads(1)
+fabric = Fabric(accelerator="cpu", devices=1, loggers=CSVLogger("logs"))
+fabric.launch()
+fabric.seed_everything(0, verbose=False)
+model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+batches = fabric.setup_dataloaders(DataLoader(torch.randn(24, 4), batch_size=2))
+for epoch in range(2):
+    for number, inputs in enumerate(batches):
+        with fabric.no_backward_sync(model, enabled=number % 2 == 0):
+            loss = model(inputs).square().mean()
+            fabric.backward(loss)
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+            fabric.log("loss", loss)
+        print(loss.item())
+    fabric.save("fabric.ckpt", {"model": model})
+"""
+
+
+def on_and_off(engine: Engine, *command: str) -> Result:
+    """The result with the agent on, which printed and computed what it did without."""
+    off = engine.run("python", *command, enabled=False)
+    on = engine.run("python", *command)
+    assert (on.returncode, off.returncode) == (0, 0), on.stderr
+    assert same_lines(on.stdout, off.stdout)
+    assert on.stdout.strip()
+    return on
+
+
+def events(spool: Spool, name: str, *keys: str) -> list[tuple[Any, ...]]:
+    """Of each event of this name its step and these parts of its detail."""
+    found = [event for event in spool.events if event.name == name]
+    assert all(event.duration_ns for event in found)
+    return [(event.step, *(event.detail.get(key) for key in keys)) for event in found]
+
+
+def counts(spool: Spool) -> tuple[int, int, int]:
+    assert spool.end is not None
+    return spool.end.steps, spool.end.micro_batches, spool.end.updates
+
+
+def test_a_trainer_has_its_steps_evaluations_checkpoints_and_epochs_once_with_hook_and_callback(
+    engine: Engine,
+) -> None:
+    on = on_and_off(engine, EXAMPLE, "--by-hand")
+    (spool,) = on.spools
+    assert spool.statuses["lightning"] == spool.statuses["fabric"] == "active"
+    assert counts(spool) == (18, 36, 18)
+    assert events(spool, "sanity_check", "batches") == [(1, 2)]
+    every_five_batches = [(step, "validate", 3) for step in (3, 5, 9, 11, 15, 17)]
+    assert events(spool, "eval", "stage", "batches") == every_five_batches
+    assert [done for _, done in events(spool, "checkpoint", "steps_done")] == [4, 8, 12, 16]
+    (places,) = {at for _, at in events(spool, "checkpoint", "at")}
+    assert places.startswith("lightning_module.py:")
+    assert events(spool, "epoch", "epoch") == [(6, 0), (12, 1), (18, 2)]
+    logged = sum(calls for _, calls in events(spool, "logging", "calls"))
+    assert logged == 9 + 6  # every second step, each validation
+    payload = fold(on.run_dir).payload
+    assert payload["traceml_agent"]["faults"] == []
+    # The sanity check belongs to no step; an evaluation is all of it, not the calls of the model.
+    assert spool.outside_ns["eval"] > 0
+    evaluated = sum(event.duration_ns or 0 for event in spool.events if event.name == "eval")
+    assert spool.end is not None
+    assert 0 < spool.end.phase_ns["eval"] - evaluated < 0.2 * evaluated
+
+
+def test_manual_optimization_with_two_optimizers_and_a_closure_on_two_ranks(
+    engine: Engine, tmp_path: Path
+) -> None:
+    on = on_and_off(engine, write(tmp_path, MANUAL))
+    assert_one_run(on, "process group", 12)
+    for spool in on.spools:
+        assert counts(spool) == (12, 12, 24)
+        assert events(spool, "sanity_check", "batches") == [(1, 1)]
+        assert events(spool, "eval", "batches") == [(6, 2), (12, 2)]
+        assert events(spool, "epoch", "epoch") == [(6, 0), (12, 1)]
+        # All ranks are busy with it, not the one alone that writes.
+        assert len(events(spool, "checkpoint")) == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_loop_of_fabric_has_its_steps_checkpoints_and_logging(
+    engine: Engine, tmp_path: Path
+) -> None:
+    on = on_and_off(engine, write(tmp_path, FABRIC))
+    (spool,) = on.spools
+    assert counts(spool) == (12, 24, 12)
+    assert [done for _, done in events(spool, "checkpoint", "steps_done")] == [6, 12]
+    assert Counter(calls for _, calls in events(spool, "logging", "calls")).total() >= 1
+    assert sum(calls for _, calls in events(spool, "logging", "calls")) == 12
