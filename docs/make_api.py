@@ -25,8 +25,8 @@ for epoch in range(epochs):
         tracker.log(numbers)
 ```
 
-Importing the package takes 1 ms and imports no torch. How a program bounds and times its steps itself:
-[by-hand.md](by-hand.md).
+Importing the package takes 1 ms and imports no torch. How a program bounds and times its steps
+itself: [by-hand.md](by-hand.md).
 
 <!-- Written by `make docs` from the docstrings. -->"""
 

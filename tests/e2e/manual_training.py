@@ -60,6 +60,7 @@ def main():
         isinstance(loader, torch.utils.data.DataLoader), len(loader), loader.batch_size,
         type(pickle.loads(pickle.dumps(loader))).__name__, type(copy.copy(loader)).__name__,
     ]  # fmt: skip
+    others()
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
     for _ in range(2):
         for batch in loader:
@@ -79,7 +80,6 @@ def main():
     facts["bytes"] = b"traceml" in pickle.dumps(traceml.wrap_h2d(torch.ones(2)))
     facts["bytes of the model"] = b"traceml" in pickle.dumps([MODEL, OPTIMIZER.state_dict()])
     facts["copies"] = [type(copy.deepcopy(each)).__name__ for each in (MODEL, OPTIMIZER)]
-    others()
     facts["health"] = {
         name: traceml.health().get(name) for name in ("enabled", "mode", "patches", "steps")
     }
