@@ -60,6 +60,7 @@ def main():
         isinstance(loader, torch.utils.data.DataLoader), len(loader), loader.batch_size,
         type(pickle.loads(pickle.dumps(loader))).__name__, type(copy.copy(loader)).__name__,
     ]  # fmt: skip
+    others()
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
     for _ in range(2):
         for batch in loader:
@@ -79,7 +80,8 @@ def main():
     facts["bytes"] = b"traceml" in pickle.dumps(traceml.wrap_h2d(torch.ones(2)))
     facts["bytes of the model"] = b"traceml" in pickle.dumps([MODEL, OPTIMIZER.state_dict()])
     facts["copies"] = [type(copy.deepcopy(each)).__name__ for each in (MODEL, OPTIMIZER)]
-    others()
+    stream = traceml.wrap_dataloader_fetch(number for number in range(3))
+    facts["stream"] = [next(stream), list(stream), hasattr(stream, "send")]
     facts["health"] = {
         name: traceml.health().get(name) for name in ("enabled", "mode", "patches", "steps")
     }
@@ -97,8 +99,6 @@ def others():
     facts["pair"] = [type(pair).__name__, pair.labels["y"][1], pair.inputs.to("meta").device.type]
     batch = traceml.wrap_h2d(Batch(x=ones))
     facts["batch"] = [isinstance(batch, Batch), list(batch), type(batch.to("meta")).__name__]
-    stream = traceml.wrap_dataloader_fetch(number for number in range(3))
-    facts["stream"] = [next(stream), list(stream), hasattr(stream, "send")]
     for call, value in (
         (traceml.wrap_forward, len), (traceml.wrap_optimizer, 1), (traceml.wrap_backward, "loss"),
         (traceml.wrap_h2d, ["text"]), (traceml.wrap_dataloader_fetch, 3),
