@@ -15,7 +15,17 @@ NAME = "traceml_agent"
 LINE_LIMIT = 350
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 
-FOUNDATION = {"schema", "config", "identity", "errors", "guard", "redact", "version", "run_key"}
+FOUNDATION = {
+    "schema",
+    "config",
+    "settings_file",
+    "identity",
+    "errors",
+    "guard",
+    "redact",
+    "version",
+    "run_key",
+}
 
 LAYERS: dict[str, set[str]] = {
     "version": set(),
@@ -34,7 +44,14 @@ LAYERS: dict[str, set[str]] = {
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
     "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
     "integrations": {
-        "capture", "schema", "guard", "errors", "config", "spool", "api", "lifecycle",
+        "capture",
+        "schema",
+        "guard",
+        "errors",
+        "config",
+        "spool",
+        "api",
+        "lifecycle",
     },
     "api": FOUNDATION | {"capture", "tracing"},
     "tracing": FOUNDATION | {"capture", "spool"},

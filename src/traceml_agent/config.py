@@ -13,6 +13,8 @@ from typing import Any
 
 import platformdirs
 
+from traceml_agent.settings_file import settings_in_file
+
 PREFIX = "TRACEML_"
 SWITCHES = {
     "TRACEML_ENABLE": "Turns recording on: 1, true, yes, on; `force` also under `python -I` and "
@@ -282,7 +284,9 @@ def resolve(
     problems: list[str] = []
     refusal: str | None = None
     asked = arguments or {}
-    file_values, file_name = _file_settings(directory, problems)
+    file_values, file_name = settings_in_file(
+        directory, {item.name for item in dataclasses.fields(Config)}, problems
+    )
     for item in dataclasses.fields(Config):
         name, variable = item.name, PREFIX + item.name.upper()
         sources = [(variable, environ.get(variable)), (file_name, file_values.get(name))]
@@ -339,45 +343,3 @@ def _unknown_variables(environ: Mapping[str, str]) -> list[str]:
     if not strangers:
         return []
     return [f"{', '.join(strangers)}: no such setting; `traceml-agent config` lists them"]
-
-
-def _file_settings(directory: Path | None, problems: list[str]) -> tuple[dict[str, Any], str]:
-    try:
-        where = directory or Path.cwd()
-    except OSError:  # the working directory was removed
-        return {}, ""
-    for path, keys in (
-        (where / "traceml.toml", ()),
-        (where / "pyproject.toml", ("tool", "traceml")),
-    ):
-        try:
-            data = path.read_bytes()
-        except OSError:
-            continue
-        if keys and b"traceml" not in data:
-            continue
-        table = _toml_table(path, data, keys, problems)
-        if table is not None:
-            known = {item.name for item in dataclasses.fields(Config)}
-            for stranger in sorted(set(table) - known):
-                problems.append(f"{path}: no such setting: {stranger}")
-            return table, str(path)
-    return {}, ""
-
-
-def _toml_table(
-    path: Path, data: bytes, keys: tuple[str, ...], problems: list[str]
-) -> dict[str, Any] | None:
-    try:
-        import tomllib  # type: ignore[import-not-found,unused-ignore]  # Python 3.11
-    except ImportError:  # Python 3.10
-        problems.append(f"{path}: read on Python 3.11 and later only; use {PREFIX}* variables")
-        return None
-    try:
-        table: Any = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # also numbers too long and lists too deep
-        problems.append(f"{path}: not TOML ({error}); not used")
-        return None
-    for key in keys:
-        table = table.get(key) if isinstance(table, dict) else None
-    return table if isinstance(table, dict) else None

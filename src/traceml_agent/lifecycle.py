@@ -235,7 +235,9 @@ def _arm(request: Request) -> None:
         else:
             session = _armed()
             if session is not None:
-                session.take(request)
+                from traceml_agent.capture.late_request import take_up
+
+                take_up(session, request)
 
 
 def _armed() -> "Session | None":

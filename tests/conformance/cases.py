@@ -64,6 +64,13 @@ if __name__ == '__main__':
         del loader"""
 
 CASES = {
+    # A tensor with a weak reference cannot be swapped, and modules of tensor subclasses are.
+    "swap": "train(model)\n"
+    "torch.__future__.set_swap_module_params_on_conversion(True)\n"
+    "model.to(torch.float64).to(torch.float32); model.load_state_dict(model.state_dict())\n"
+    "torch.utils.swap_tensors(model.head.weight, nn.Parameter(torch.ones(2, 8)))\n"
+    "optimizer = torch.optim.SGD(model.parameters(), lr=0.1); train(model)\n"
+    "print([p.sum().item() for p in model.parameters()])",
     "compile_model": "train(torch.compile(model, backend='eager', fullgraph=True))\n"
     "print(counters())",
     "compile_after_training": "train(model)\n"

@@ -6,7 +6,7 @@ orders of calls, and leaves it by just the exceptions, that a real one could.
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -192,10 +192,14 @@ def _module_class() -> type:
         training = True
 
         def __init__(self, parameters: list[Parameter]) -> None:
-            self._parameters = parameters
+            self._parameters = {str(number): item for number, item in enumerate(parameters)}
 
-        def parameters(self) -> list[Parameter]:
-            return self._parameters
+        def named_parameters(self) -> Iterable[tuple[str, Parameter]]:
+            return self._parameters.items()
+
+        def get_submodule(self, path: str) -> Any:
+            assert path == ""
+            return self
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             pass

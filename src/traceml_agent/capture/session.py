@@ -13,7 +13,7 @@ from traceml_agent.capture import scopes
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.frames import current_frames
-from traceml_agent.capture.mode import STEP_PATCHES, Request, asked
+from traceml_agent.capture.mode import STEP_PATCHES, asked
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
@@ -105,31 +105,6 @@ class Session:
             from traceml_agent.capture.snapshots import SnapshotWatch
 
             self.snapshots = SnapshotWatch(self, everything)
-
-    def take(self, request: Request) -> None:
-        """The program calls `init` after torch was imported: what it leaves out passes through."""
-        before = self.config
-        wanted = resolve(os.environ, arguments=request.settings).config
-        late = [n for n in request.settings if getattr(wanted, n) != getattr(before, n)]
-        if self.recorder is None:
-            self.config = wanted
-            # Patches have asked for these two when they were put in.
-            late = [name for name in late if name in ("flops", "skip")]
-        if late:
-            what = "a step was recorded" if self.recorder is not None else "torch was imported"
-            say(f"init: {', '.join(late)} came after {what} and is not used")
-        if self.recorder is None and self.config.snapshots == "stats":
-            self.take_snapshots(everything=True)
-        for name in STEP_PATCHES:
-            if request.leaves_out(name):
-                self.gates[name].shut = True
-                self.set_status(name, request.reason)
-        if request.leaves_out("dataloader"):
-            self.set_status("loader_workers", "not in: it needs the dataloader patch")
-        if request.leaves_out("forward") and self.discovery is not None:
-            self.discovery.leave()
-            if self.recorder is not None:
-                self.recorder.on_no_forward = None
 
     def end(self) -> None:
         """Every patch and wrapper passes through from now on, and no spool is opened."""

@@ -10,36 +10,56 @@ UNKNOWN_VERSION = -1
 class UpdateProbe:
     """Watches the version counter of one parameter, without keeping the parameter alive.
 
+    By a weak reference to the module or the optimizer that has it: `torch.utils.swap_tensors`,
+    with which modules of tensor subclasses are moved and loaded, refuses a tensor that has one.
     `version` is set to UNKNOWN_VERSION when an optimizer hook reported an update: the counter
     then says nothing new.
     """
 
-    __slots__ = ("_parameter", "_works", "version")
+    __slots__ = ("_name", "_number", "_owner", "_works", "version")
 
     def __init__(self) -> None:
-        self._parameter: weakref.ref[Any] | None = None
+        self._owner: weakref.ref[Any] | None = None
+        self._name: str | None = None  # in a module; None: the first one of an optimizer
+        self._number = 0  # id of the parameter whose version is known
         self.version = UNKNOWN_VERSION
         self._works = False
 
     def wants_parameter(self) -> bool:
         """Whether there is nothing to watch yet."""
-        return self._parameter is None
+        return self._owner is None
 
     def watch(self, module: Any) -> None:
         """Watches the first trainable parameter of a module."""
-        for parameter in module.parameters():
+        for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                self.watch_parameter(parameter)
+                path, _, self._name = name.rpartition(".")
+                self._owner = weakref.ref(module.get_submodule(path))
+                self._parameter()
                 return
 
-    def watch_parameter(self, parameter: Any) -> None:
-        """Watches this parameter."""
-        self._parameter = weakref.ref(parameter)
-        self.version = parameter._version
+    def watch_optimizer(self, optimizer: Any) -> None:
+        """Watches the first parameter of an optimizer."""
+        self._owner, self._name = weakref.ref(optimizer), None
+        self._parameter()
+
+    def _parameter(self) -> Any:
+        """The parameter, if it still lives; another one in its place has not moved."""
+        owner = self._owner() if self._owner is not None else None
+        if owner is None:
+            return None
+        if self._name is None:
+            groups = owner.param_groups
+            parameter = groups[0]["params"][0] if groups and groups[0]["params"] else None
+        else:
+            parameter = owner._parameters.get(self._name)
+        if parameter is not None and id(parameter) != self._number:
+            self._number, self.version = id(parameter), parameter._version
+        return parameter
 
     def version_moved(self) -> bool:
         """Whether the watched parameter was written since the last call."""
-        parameter = self._parameter() if self._parameter is not None else None
+        parameter = self._parameter()
         if parameter is None:
             return False
         before, self.version = self.version, parameter._version
@@ -51,7 +71,7 @@ class UpdateProbe:
         `p.data` leaves no version: then every backward pass is taken for an update, as long as
         the program has built no optimizer.
         """
-        parameter = self._parameter() if self._parameter is not None else None
+        parameter = self._parameter()
         if parameter is not None:
             before, self.version = self.version, parameter._version
             if before not in (UNKNOWN_VERSION, self.version):

@@ -6,7 +6,6 @@ that are no records.
 """
 
 from bisect import bisect_right
-from sys import float_info
 from typing import Any
 
 from traceml_agent.schema.causes import GcTotals, Sched
@@ -15,25 +14,25 @@ from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import DeviceSteps, Record, Steps, StepSums
-from traceml_agent.schema.snapshots import BINS, Figures, Snapshot
+from traceml_agent.schema.snapshots import Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Spans
-from traceml_agent.schema.stacks import StackRow, Stacks
+from traceml_agent.schema.stacks import Stacks
+from traceml_agent.spool.bounds import (
+    LAST_BUCKET,
+    LAST_NS,
+    LAST_STEP,
+    LEAST,
+    LONGEST_NS,
+    MOST,
+    MOST_PER_STEP,
+)
 from traceml_agent.spool.format import BadRecord
-
-LAST_STEP = 1 << 36
-"""Chosen: two years of steps of 1 ms."""
-MOST_PER_STEP = 1 << 27
-"""Micro-batches, samples and updates of a step. Chosen: with LAST_STEP, sums stay below 64 bits."""
-LAST_NS = 1 << 62
-"""Of a clock. Chosen: the wall clock of the year 2116."""
-LONGEST_NS = 1 << 58
-"""Of a duration, nine years. Chosen: the sum of all phases stays below 64 bits."""
-MOST = (1 << 63) - 1
-"""Of any other number: what JSON and numpy hold."""
-LAST_BUCKET = 2100
-"""Of a sketch. Source: a little above that of LONGEST_NS."""
-LEAST = 1e-12
-"""Of a number that is not 0. Chosen: no division by it leaves the range of a float."""
+from traceml_agent.spool.plausible_program import (
+    problem_of_snapshot,
+    problem_of_spans,
+    problem_of_stacks,
+    problem_of_worker_stacks,
+)
 
 MOST_GENERATIONS = 8
 """Of the garbage collector. Source: CPython has three."""
@@ -41,8 +40,6 @@ MOST_WORKERS, MOST_PREFETCH = 1 << 12, 1 << 16
 """Of a loader. Chosen: more than any machine has cores, and than any has memory for."""
 MOST_PART = 2
 """Of a call of a collective: see Collectives."""
-MOST_VALUE = float_info.max
-"""Of an element of a tensor."""
 
 _SIGNED = frozenset({"exit_code", "temperature_c"})
 _FREE = frozenset({"detail", "indexes", "values", "last", "attrs"})
@@ -62,7 +59,7 @@ def check(record: Record) -> None:
     elif isinstance(record, Sketch):
         problem = _problem_of_sketch(record)
     elif isinstance(record, Snapshot):
-        problem = _problem_of_snapshot(record)
+        problem = problem_of_snapshot(record)
     else:
         problem = _problem_of_numbers(record)
         if problem is None and isinstance(record, Collectives):
@@ -74,11 +71,11 @@ def check(record: Record) -> None:
         elif problem is None and isinstance(record, WorkerBatches):
             problem = _problem_of_worker_batches(record)
         elif problem is None and isinstance(record, WorkerStacks):
-            problem = _problem_of_worker_stacks(record)
+            problem = problem_of_worker_stacks(record)
         elif problem is None and isinstance(record, Stacks):
-            problem = _problem_of_stacks(record)
+            problem = problem_of_stacks(record)
         elif problem is None and isinstance(record, (Spans, Marks, Passes)):
-            problem = _problem_of_spans(record)
+            problem = problem_of_spans(record)
         elif problem is None and isinstance(record, Sched):
             problem = _problem_of_intervals(record)
         elif problem is None and isinstance(record, GcTotals):
@@ -228,55 +225,6 @@ def _problem_of_worker_batches(found: WorkerBatches) -> str | None:
     return "a time that cannot be" if times > LONGEST_NS else None
 
 
-def _problem_of_worker_stacks(found: WorkerStacks) -> str | None:
-    lines = (number for row in found.rows for number in row.lines)
-    if max(lines, default=-1) >= len(found.lines):
-        return "a stack of no line"
-    samples = sum(row.samples for row in found.rows)
-    return "a count that cannot be" if samples > found.samples else None
-
-
-def _lines_of(row: StackRow) -> list[int]:
-    return row.lines if row.prior is None else [*row.lines, row.prior]
-
-
-def _problem_of_stacks(stacks: Stacks) -> str | None:
-    most = len(stacks.lines)
-    if any(line >= most for row in stacks.rows for line in _lines_of(row)):
-        return "a stack of no line"
-    if any(not row.yielded <= row.late <= row.samples for row in stacks.rows):
-        return "a count that cannot be"
-    if any(row.yielded_ns > row.weight_ns for row in stacks.rows):
-        return "a count that cannot be"
-    times = sum(row.weight_ns for row in stacks.rows) + sum(stacks.other.values())
-    counts = sum(row.samples for row in stacks.rows) + sum(stacks.other_samples.values())
-    if times != stacks.weight_ns or times > LONGEST_NS:
-        return "a time that cannot be"
-    return None if counts == stacks.samples else "a count that cannot be"
-
-
-def _problem_of_spans(found: Spans | Marks | Passes) -> str | None:
-    columns: tuple[list[Any], ...]
-    if isinstance(found, Spans):
-        columns = (found.id, found.parent, found.name, found.indexes, found.begun_ns,
-                   found.duration_ns, found.cpu_ns, found.phase)  # fmt: skip
-        times = [found.start_ns, *found.begun_ns, *(d for d in found.duration_ns if d is not None)]
-        if any(p is not None and p > len(PHASES) for p in found.phase):
-            return "a phase that cannot be"
-    elif isinstance(found, Marks):
-        columns = (found.span, found.name, found.at_ns, found.values)
-        times = found.at_ns
-    else:
-        columns = (found.loader, found.number, found.start_ns, found.end_ns, found.last_ns,
-                   found.batches)  # fmt: skip
-        times = [*found.start_ns, *found.last_ns, *(e for e in found.end_ns if e is not None)]
-    if any(len(column) != len(columns[0]) for column in columns):
-        return "a column of another length"
-    if not isinstance(found, Passes) and max(found.name, default=-1) >= len(found.names):
-        return "a scope or a mark without a name"
-    return "a time that cannot be" if max(times, default=0) > LONGEST_NS else None
-
-
 def _problem_of_intervals(sched: Sched) -> str | None:
     columns = (sched.run_ns, sched.delay_ns, sched.throttled_ns, sched.others_run_ns,
                sched.probes, sched.probe_wait_ns)  # fmt: skip
@@ -316,35 +264,6 @@ def _problem_of_sketch(sketch: Sketch) -> str | None:
         return "a bucket that cannot be"
     is_whole = 0 < sketch.steps == sum(counts.values()) <= LAST_STEP and min(counts.values()) >= 0
     return None if is_whole else "a count that cannot be"
-
-
-def _problem_of_snapshot(found: Snapshot) -> str | None:
-    times = (found.monotonic_ns, found.stall_ns, found.longest_stall_ns, found.reduced_ns)
-    if min(times) < 0 or max(times) > LAST_NS:
-        return "a time that cannot be"
-    if not 0 < found.first_step <= found.last_step <= LAST_STEP or (found.epoch or 1) < 1:
-        return "steps with numbers that cannot be"
-    if any(not 0 < count <= MOST for count in found.left_out.values()):
-        return "a count that cannot be"
-    for row in found.tensors:
-        sizes = (*row.shape, row.looked, row.elements)
-        if min(sizes) < 0 or max(sizes) > MOST or not 0 < row.step <= LAST_STEP:
-            return "a tensor that cannot be"
-        for figures in (row.weight, row.gradient):
-            if figures is not None and _is_odd_figures(figures, row.looked):
-                return "figures that cannot be"
-    return None
-
-
-def _is_odd_figures(found: Figures, looked: int) -> bool:
-    """The numbers of a model may be of any size, but they are numbers, and counted once."""
-    counts = (*found.histogram, found.nan, found.inf)
-    if len(found.histogram) != BINS or min(counts) < 0 or sum(counts) != looked:
-        return True
-    values = (found.mean, found.std, found.min, found.max, found.l2)
-    if min(found.std or 0.0, found.l2 or 0.0) < 0:
-        return True
-    return any(value is not None and not -MOST_VALUE <= value <= MOST_VALUE for value in values)
 
 
 def _is_odd(item: Any, is_signed: bool, depth: int) -> bool:

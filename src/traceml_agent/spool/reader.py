@@ -35,6 +35,7 @@ from traceml_agent.schema.snapshots import Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Scopes, Spans
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
+from traceml_agent.spool.bounds import LONGEST_NS
 from traceml_agent.spool.format import (
     RING_SUFFIX,
     STACK_SUFFIX,
@@ -42,7 +43,7 @@ from traceml_agent.spool.format import (
     decode,
     samples_of,
 )
-from traceml_agent.spool.plausible import LONGEST_NS, StepNumbers, check
+from traceml_agent.spool.plausible import StepNumbers, check
 from traceml_agent.spool.ring import Row, read_ending, read_ring
 from traceml_agent.spool.sketch import added
 from traceml_agent.spool.spans import SpanRecords

@@ -70,8 +70,7 @@ def _construction(original: Any) -> Any:
             raise
         note_optimizer(self)
         if tracker.probe.wants_parameter():
-            for parameter in self.param_groups[0]["params"][:1]:
-                tracker.probe.watch_parameter(parameter)
+            tracker.probe.watch_optimizer(self)
 
     return like(__init__, original)
 

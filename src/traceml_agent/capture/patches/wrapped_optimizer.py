@@ -30,7 +30,7 @@ def wrap_steps(optimizer: Any) -> Any:
     with guard("optimizer of a step"):
         note_optimizer(optimizer)
         if SESSION.tracker.probe.wants_parameter():
-            SESSION.tracker.probe.watch_parameter(optimizer.param_groups[0]["params"][0])
+            SESSION.tracker.probe.watch_optimizer(optimizer)
     return optimizer
 
 

@@ -14,7 +14,8 @@ from traceml_agent.report.render.ranks import rank_table
 from traceml_agent.report.render.saving import saving_text
 from traceml_agent.report.render.scopes import scope_texts
 from traceml_agent.report.render.snapshots import snapshots_text
-from traceml_agent.report.render.units import milliseconds, percent, rate, seconds, size
+from traceml_agent.report.render.throughput import throughput_text
+from traceml_agent.report.render.units import milliseconds, percent, seconds, size
 from traceml_agent.report.render.where import where_lines
 from traceml_agent.schema.phases import PHASES
 
@@ -45,7 +46,7 @@ def render_text(payload: dict[str, Any], *, ascii_only: bool = False) -> str:
         *rank_table(payload["step_time"]),
         *_where(payload),
         *_scopes(payload),
-        *_throughput(payload),
+        *_wrapped("", throughput_text(payload)),
         *_frameworks(payload),
         *_communication(payload),
         *_resources(payload),
@@ -176,27 +177,6 @@ def _where(payload: dict[str, Any]) -> list[str]:
 def _scopes(payload: dict[str, Any]) -> list[str]:
     found = scope_texts(payload)
     return [line for label, text in found for line in _wrapped(label, text)[:_SCOPE_LINES]]
-
-
-def _throughput(payload: dict[str, Any]) -> list[str]:
-    found = payload["step_time"]["throughput"]
-    if found["steps_per_s"] is None:
-        return []
-    text = f"Throughput    {rate(found['steps_per_s'])} steps/s"
-    if found["samples_per_s"] is not None:
-        text += f", {rate(found['samples_per_s'])} samples/s"
-    if found.get("tokens_per_s") is not None:
-        text += f", {rate(found['tokens_per_s'])} tokens/s"
-    if found.get("flops_per_s") is not None:
-        text += f", {rate(found['flops_per_s'] / 1e9)} GFLOP/s"
-    if found.get("mfu_percent") is not None:
-        text += f" (MFU {percent(found['mfu_percent'])})"
-    if found.get("joules_per_sample") is not None:
-        text += f", {rate(found['joules_per_sample'])} J a sample"
-    batches = found["micro_batches_per_step"]
-    if batches and batches > 1.01:
-        text += f", {rate(batches)} micro-batches a step"
-    return _wrapped("", text)
 
 
 def _frameworks(payload: dict[str, Any]) -> list[str]:
