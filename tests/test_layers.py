@@ -16,16 +16,8 @@ LINE_LIMIT = 350
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 
 FOUNDATION = {
-    "schema",
-    "config",
-    "settings_file",
-    "identity",
-    "errors",
-    "guard",
-    "redact",
-    "version",
-    "run_key",
-}
+    "schema", "config", "identity", "errors", "guard", "redact", "version", "run_key",
+}  # fmt: skip
 
 LAYERS: dict[str, set[str]] = {
     "version": set(),
@@ -34,7 +26,8 @@ LAYERS: dict[str, set[str]] = {
     "schema": set(),
     "identity": {"schema"},
     "run_key": {"identity"},
-    "config": {"schema", "errors", "redact"},
+    "config": {"schema", "errors", "redact", "settings_file"},
+    "settings_file": set(),
     "guard": {"schema", "errors", "redact"},
     "spool": FOUNDATION,
     "capture": FOUNDATION | {"spool"},
