@@ -190,9 +190,9 @@ batch = torch.randn(128, 256)
 for step in range(250):
     plain()
     loss = model(batch).sum()  # forward
+    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()
 """
 )
 
