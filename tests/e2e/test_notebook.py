@@ -1,5 +1,6 @@
 """A cell that hangs, in a real kernel of a notebook: another process sees its line."""
 
+import ast
 import contextlib
 import json
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from tests.e2e.harness import environment, runs_in
+from tests.e2e.harness import ROOT, environment, runs_in
 from tests.e2e.line_programs import CELL
 from traceml_agent.report.fold import fold
 
@@ -36,13 +37,13 @@ def stalls(tmp_path):
 
 
 @contextlib.contextmanager
-def kernel(tmp_path, **settings):
+def kernel(tmp_path, enabled=True, **settings):
     """A client of a kernel that has imported torch."""
     from jupyter_client.manager import KernelManager
 
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(
-        env=environment(tmp_path, True, **settings),
+        env=environment(tmp_path, enabled, **settings),
         cwd=str(tmp_path),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -89,3 +90,32 @@ def test_view_shows_the_cell_and_the_line_in_it_of_a_kernel_that_hangs(tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "fetch at Cell In[2]:5" in shown.stdout
     assert shown.stdout.startswith("STALL (warning)")
+
+
+@pytest.mark.slow
+def test_the_notebook_of_the_examples_shows_its_scopes(tmp_path):
+    cells = json.loads((ROOT / "examples" / "scopes.ipynb").read_text())["cells"]
+    shown = []
+
+    def take(message):
+        assert message["msg_type"] != "error", message["content"]["traceback"]
+        if message["msg_type"] == "execute_result":
+            shown.append(message["content"]["data"]["text/plain"])
+
+    with kernel(tmp_path, enabled=False, TRACEML_DIR=str(tmp_path / "runs")) as client:
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                source = "".join(cell["source"])
+                reply = client.execute_interactive(source, timeout=PATIENCE_S, output_hook=take)
+                assert reply["content"]["status"] == "ok"
+    tree, totals, summary = shown
+    lines = tree.splitlines()
+    (epoch,) = (line for line in lines if line.startswith("epoch[1] - "))
+    assert "{loss=" in epoch
+    depth = {
+        line.split(" - ")[0].split("[")[0].strip(): len(line) - len(line.lstrip()) for line in lines
+    }
+    assert depth["epoch"] == 0 < depth["step"] < depth["forward"]
+    assert depth["augment"] > depth["epoch"]
+    assert {name for name, _ in ast.literal_eval(totals)} >= {"epoch", "step", "augment", "forward"}
+    assert ast.literal_eval(summary)["traceml/diagnosis"]
