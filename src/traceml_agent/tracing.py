@@ -119,7 +119,7 @@ def row_of(span: Span, *, wait: bool = True) -> Any:
         cpu_ns=span.cpu_ns,
         attrs=dict(span.attrs),
         marks=marks_of(span, wait=wait),
-        phase=None if span.phase == OTHER_THREAD else span.phase + 1,
+        phase=None if span.phase == OTHER_THREAD else max(0, span.phase + 1),
     )
 
 

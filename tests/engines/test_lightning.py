@@ -10,6 +10,7 @@ from tests.boot.conftest import REPOSITORY
 from tests.e2e.harness import Result, write
 from tests.engines.conftest import Engine, assert_one_run, same_lines
 from traceml_agent.report.fold import fold
+from traceml_agent.schema.records import Steps
 from traceml_agent.spool.reader import Spool
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # an environment is made first
@@ -64,6 +65,62 @@ trainer = pl.Trainer(
 data = torch.randn(24, 4)
 trainer.fit(Pair(), DataLoader(data, batch_size=2), DataLoader(data[:8], batch_size=2))
 trainer.save_checkpoint("last.ckpt")
+"""
+
+AGAIN = """
+import inspect
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+torch.set_num_threads(1)
+pl.seed_everything(0, verbose=False)
+print(inspect.getsource(pl.Trainer.save_checkpoint).split("(")[0])
+
+
+class Net(pl.LightningModule):
+    def __init__(self, bad=None):
+        super().__init__()
+        self.layer, self.bad = nn.Linear(4, 1), bad
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == self.bad:
+            raise ValueError("no loss")
+        loss = self.layer(batch).square().mean()
+        print(loss.item())
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("norm", self.layer(batch).norm())
+
+    test_step = validation_step
+
+    @torch.enable_grad()
+    def on_validation_epoch_end(self):
+        probe = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(probe.parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            probe(torch.ones(2, 4)).sum().backward()
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.layer.parameters(), 0.1)
+
+
+data = torch.randn(12, 4)
+for bad in (None, None, 2):
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, max_epochs=1, num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    net = Net(bad)
+    try:
+        trainer.fit(net, DataLoader(data, batch_size=2), DataLoader(data, batch_size=2))
+        trainer.test(net, DataLoader(data, batch_size=2), verbose=False)
+    except ValueError as error:
+        print(error)
 """
 
 FABRIC = """
@@ -154,6 +211,25 @@ def test_manual_optimization_with_two_optimizers_and_a_closure_on_two_ranks(
         # All ranks are busy with it, not the one alone that writes.
         assert len(events(spool, "checkpoint")) == 1
     assert not (tmp_path / "logs").exists()
+
+
+def test_each_of_several_trainings_ends_with_its_last_step_and_what_raises_is_none(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Nor are updates of another model within a validation."""
+    on = on_and_off(engine, write(tmp_path, AGAIN))
+    assert on.stdout.splitlines()[0].endswith("def save_checkpoint")
+    (spool,) = on.spools
+    assert counts(spool) == (6 + 6 + 2, 6 + 6 + 2, 6 + 6 + 2)
+    assert [count for batch in spool.batches for count in _each(batch)] == [1] * 14
+    stages = [stage for _, stage in events(spool, "eval", "stage")]
+    assert stages == ["validate", "test"] * 2
+
+
+def _each(batch: Steps) -> list[int]:
+    """Updates of each step."""
+    updates = batch.updates
+    return [updates] * batch.count if isinstance(updates, int) else updates
 
 
 def test_a_loop_of_fabric_has_its_steps_checkpoints_and_logging(

@@ -19,7 +19,7 @@ from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.user_code import user_line
 from traceml_agent.guard import guard
-from traceml_agent.schema.phases import CHECKPOINT, PATCH_OF_PHASE, PHASES
+from traceml_agent.schema.phases import CHECKPOINT, EVAL, PATCH_OF_PHASE, PHASES
 from traceml_agent.schema.records import FRAMEWORK_EVENT, LOGGING_EVENT, Event
 
 NOTED_NS = 100_000
@@ -30,6 +30,8 @@ some thousands of them, and their sum stays right."""
 
 clock = time.perf_counter_ns
 Method = Callable[..., Any]
+OPEN_LOGGING: list[str] = []
+"""The framework that is logging: one that another one calls meanwhile is a part of it."""
 
 
 class Framework:
@@ -44,7 +46,7 @@ class Framework:
         self.counts: dict[str, int] = {}
         self.epochs: float | None = None
         self.steps: int | None = None
-        self._logging = False
+        OPEN_LOGGING.clear()
         self._unnoted_ns = 0
         self._noted = 0
 
@@ -75,14 +77,14 @@ class Framework:
 
     def begin_logging(self) -> bool:
         """Whether this is the outermost call that logs."""
-        if self._logging:
+        if OPEN_LOGGING:
             return False
-        self._logging = True
+        OPEN_LOGGING.append(self.name)
         return True
 
     def end_logging(self, elapsed_ns: int, call: str) -> None:
         """Logging took so long, phases in it aside."""
-        self._logging = False
+        OPEN_LOGGING.clear()
         self._unnoted_ns += max(0, elapsed_ns)
         if self._unnoted_ns >= NOTED_NS << (self._noted // NOTED_EACH):
             self._noted += 1
@@ -97,11 +99,16 @@ def patch(
     original = vars(owner).get(name)
     if not inspect.isfunction(original):
         return [name]
-    wrapper: Any = like(wrap(original, *args, **kwargs), original)
-    # Subclasses and libraries look at the parameters before they pass some.
-    wrapper.__signature__ = inspect.signature(original)
-    setattr(owner, name, wrapper)
+    setattr(owner, name, standing_for(wrap(original, *args, **kwargs), original))
     return []
+
+
+def standing_for(wrapper: Any, original: Any) -> Any:
+    """The wrapper, with the signature and the source of the original: libraries look at the
+    parameters before they pass some, and some (Unsloth, Axolotl) rewrite the source."""
+    made = like(wrapper, original)
+    made.__wrapped__ = original
+    return made
 
 
 def status_of(missing: list[str]) -> str:
@@ -128,6 +135,7 @@ def in_phase(original: Method, phase: int, framework: Framework, kind: str, call
             del caller
         failed = 1
         previous = tracker.enter(phase)
+        tracker.evaluating += phase == EVAL
         try:
             result = original(*args, **kwargs)
             failed = 0
@@ -137,6 +145,7 @@ def in_phase(original: Method, phase: int, framework: Framework, kind: str, call
             raise
         finally:
             elapsed = tracker.leave(previous)
+            tracker.evaluating -= phase == EVAL
             with guard("framework"):
                 framework.count(kind)
                 if failed and phase == CHECKPOINT:

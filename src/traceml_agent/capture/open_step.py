@@ -71,6 +71,7 @@ class OpenStep:
         "audit_at",
         "bracket",
         "device",
+        "evaluating",
         "last_duration",
         "on_close",
         "on_proof",
@@ -117,6 +118,7 @@ class OpenStep:
         self._in_scaler = False
         self._fetch_key = 0
         self._carried = 0  # batches fetched ahead
+        self.evaluating = 0  # evaluations of a framework that are open: updates in them are none
         self.bracket: object | None = None  # that the program opened around this step
         self._parted = False  # a bracket ended, and nothing of another step was seen
         self._exhausted = False  # a request in the bracket brought no batch

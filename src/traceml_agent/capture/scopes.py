@@ -30,7 +30,7 @@ CPU time passes than that, and a reading takes 0.3 to 0.9 us."""
 CPU_LEAST_NS = 10 * CPU_FRESH_NS
 """Shorter scopes have no CPU time: it would be wrong by more than a tenth."""
 NO_PHASE = -1
-OTHER_THREAD = -2
+OTHER_THREAD = -3
 
 clock, cpu_clock = time.perf_counter_ns, time.thread_time_ns
 Attrs = Mapping[str, Any]

@@ -212,7 +212,9 @@ class SpanLog:
                 None if end is None or span.cpu_ns is None else max(0, span.cpu_ns)
                 for span, end in zip(spans, ends, strict=True)
             ],
-            phase=[None if span.phase == OTHER_THREAD else span.phase + 1 for span in spans],
+            phase=[
+                None if span.phase == OTHER_THREAD else max(0, span.phase + 1) for span in spans
+            ],
             attrs=self._attrs([span.attrs for span in spans]),
         )
 

@@ -208,7 +208,7 @@ class StepTracker(BracketedStep):
     def begin_scaler_update(self, optimizer_id: int) -> bool:
         """A GradScaler decides whether the optimizer may step; False: not an outermost call."""
         try:
-            if self.phase != NONE:
+            if self.phase != NONE or self.evaluating:
                 return False
             self._begin_update(optimizer_id)
             self._in_scaler = True
@@ -308,8 +308,6 @@ class StepTracker(BracketedStep):
     def end_training(self) -> None:
         """A framework's training loop ended, and its last step with it; another may follow."""
         try:
-            if self.phase == OPTIMIZER:
-                self._abort_update()
             self.finish()
             self._forget_step()
         except INTERNAL as error:
@@ -317,6 +315,9 @@ class StepTracker(BracketedStep):
 
     def finish(self) -> None:
         """The program ends: closes a step whose update is done; the rest stays outside steps."""
+        if self.updating:  # its step, or the closure of it, raised: no update
+            self._abort_update()
+            del self._optimizers[-1:]
         if self.phase >= 0:
             self.leave(NONE)
         if self._eval_seen:

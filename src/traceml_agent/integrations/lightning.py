@@ -36,8 +36,10 @@ def _evaluation(loop: Any) -> Stretch:
     trainer = loop.trainer
     stage = getattr(trainer.state, "stage", None)
     sanity = bool(trainer.sanity_checking)
+    name = "sanity_check" if sanity else str(getattr(stage, "value", stage))
     detail: Detail = {
-        "stage": "sanity_check" if sanity else str(getattr(stage, "value", stage)),
+        "call": name,
+        "stage": name,
         "epoch": int(trainer.current_epoch),
         "batches": -int(loop.batch_progress.total.completed),
     }
@@ -66,7 +68,7 @@ def _closure(original: Any) -> Any:
     tracker = SESSION.tracker
 
     def _wrap_closure(self: Any, *args: Any, **kwargs: Any) -> Any:
-        inside = tracker.begin_closure()
+        inside = get_ident() == tracker.owner and tracker.begin_closure()
         try:
             return original(self, *args, **kwargs)
         except BaseException as error:
@@ -119,6 +121,24 @@ def _training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
             tracker.enter(FORWARD)
 
 
+def _to_its_end(original: Any) -> Any:
+    """The training loop; its last step ends with it: another training, or a test, may follow."""
+    tracker = SESSION.tracker
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            with guard("end of a training"):
+                if get_ident() == tracker.owner:
+                    tracker.end_training()
+
+    return run
+
+
 def _epoch(original: Any) -> Any:
     """An event for each training epoch, with its validations and checkpoints."""
 
@@ -167,6 +187,7 @@ PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
         _redirection,
     ),
     ("epochs", (("loops.fit_loop", "_FitLoop"),), "advance", _epoch),
+    ("the end of a training", (("loops.fit_loop", "_FitLoop"),), "run", _to_its_end),
 )
 """What is watched: its name for people, the modules and classes in which versions have it, the
 method, and what makes its wrapper."""

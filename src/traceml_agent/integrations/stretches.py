@@ -5,16 +5,16 @@ would see inside is counted with it, once. Logging is no phase; its time stays i
 an event says how much it was.
 """
 
-import inspect
 import time
 from _thread import get_ident
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from traceml_agent.capture.framework import NOTED_EACH, OPEN_LOGGING, standing_for
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.checkpoint import Detail
-from traceml_agent.capture.patches.disguise import hide_frame, like
+from traceml_agent.capture.patches.disguise import hide_frame
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT, EVAL, PATCH_OF_PHASE, PHASES
@@ -61,6 +61,11 @@ class Stretch:
             if SESSION.gates[PATCH_OF_PHASE[PHASES[self._phase]]].shut:
                 return self
             self._previous = tracker.enter(self._phase)
+            tracker.evaluating += self._phase == EVAL
+        elif OPEN_LOGGING:
+            return self
+        else:
+            OPEN_LOGGING.append(self.kind)
         self.active = True
         _OPEN.append(self)
         self._begun = clock()
@@ -76,8 +81,12 @@ class Stretch:
             return
         self.active = False
         elapsed = clock() - self._begun
-        if self._phase != NONE and SESSION.tracker.phase == self._phase:
-            SESSION.tracker.leave(self._previous)
+        if self._phase == NONE:
+            OPEN_LOGGING.clear()
+        else:
+            SESSION.tracker.evaluating -= self._phase == EVAL
+            if SESSION.tracker.phase == self._phase:
+                SESSION.tracker.leave(self._previous)
         while _OPEN and _OPEN.pop() is not self:
             pass  # of a generator that nobody ended
         if _OPEN and self._phase != NONE:
@@ -98,10 +107,10 @@ _OPEN: list[Stretch] = []
 class Logging:
     """What loggers took: few events for many calls."""
 
-    __slots__ = ("_calls", "_elapsed", "_in_phases", "_noted_at")
+    __slots__ = ("_calls", "_elapsed", "_in_phases", "_noted", "_noted_at")
 
     def __init__(self) -> None:
-        self._calls = self._elapsed = self._in_phases = self._noted_at = 0
+        self._calls = self._elapsed = self._in_phases = self._noted_at = self._noted = 0
 
     def add(self, elapsed: int, phase: int) -> None:
         """One call ended, in this phase: an evaluation logs too, and that is no residual."""
@@ -110,7 +119,10 @@ class Logging:
         if phase >= 0:
             self._in_phases += elapsed
         SESSION.looks["logging"] = self.look
-        if elapsed >= LOGGING_LONG_NS or clock() - self._noted_at >= LOGGING_EVERY_NS:
+        rarer = self._noted // NOTED_EACH
+        quiet_ns = clock() - self._noted_at
+        if elapsed >= LOGGING_LONG_NS << rarer or quiet_ns >= LOGGING_EVERY_NS << rarer:
+            self._noted += 1
             SESSION.events.append(self._event())
 
     def look(self, at_end: bool) -> Sequence[Event]:
@@ -139,8 +151,7 @@ def watch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
     if original in _WRAPPERS:
         return
-    wrapper = like(make(original), original)
-    wrapper.__signature__ = inspect.signature(original)
+    wrapper = standing_for(make(original), original)
     _WRAPPERS.add(wrapper)
     setattr(owner, name, wrapper)
 

@@ -9,6 +9,7 @@ from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, l
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.resume import note_optimizer
 from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.updates import UNKNOWN_VERSION
 from traceml_agent.guard import Gate
 from traceml_agent.schema.phases import OPTIMIZER
 
@@ -40,6 +41,9 @@ def step_hooks(torch: Any, gate: Gate) -> tuple[Hook, Hook]:
         if is_compiling() or gate.shut:
             return
         if get_ident() == tracker.owner or SESSION.adopt_thread():
+            if tracker.evaluating:  # a probe that is trained in it: no step of the training
+                tracker.probe.version = UNKNOWN_VERSION
+                return
             # A `step` that calls that of its base class, or of another optimizer.
             if tracker.updating and count_running() > 1:
                 tracker.begin_inner_update()

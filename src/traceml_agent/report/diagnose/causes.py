@@ -18,6 +18,7 @@ from traceml_agent.report.diagnose.seen import (
 )
 from traceml_agent.report.diagnose.spikes import drift_issue, periodic_issue, spikes_issue
 from traceml_agent.report.parts import one_line
+from traceml_agent.schema.records import Event
 
 GC_WARN = 0.01
 LONG_PHASE_WARN = 0.02
@@ -25,6 +26,11 @@ LOGGING_WARN = 0.02
 RECOMPILE_WARN = 0.01
 STOPPED_WARN = 0.02
 """Shares of the time in steps. Source: "Ours" in the table of causes in signals.md."""
+_EVERY_N = {
+    "Trainer.log": "logging_steps of the Trainer",
+    "log_metrics": "log_every_n_steps of the Trainer",
+}
+"""Call of a framework, and its setting."""
 RECOMPILES_LEAST = 2
 """Chosen: torch.compile compiles a function once more when it first sees another shape."""
 
@@ -136,7 +142,12 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
     if lost is None or severity is None:
         return None
     each = lost.ms_per_step * seen.steps / max(1, lost.steps)
-    place = common_place(lost.events)
+    told = [event for event in lost.events if name == "checkpoint" or event.detail.get("call")]
+    # A frozen model that each step calls is evaluation too, and no framework tells of it.
+    told_ms = sum(event.duration_ns or 0 for event in told) / 1e6
+    if name == "eval" and told_ms < DOMINANT * lost.ms_per_step * seen.steps:
+        told = []
+    place = common_place(told)
     where = "" if place is None else f" at {name_of(place)}"
     words, action = {
         "checkpoint": (
@@ -145,7 +156,7 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
             "(torch.distributed.checkpoint.async_save); to a local disk first.",
         ),
         "eval": (
-            f"Evaluation ({_called(lost)})",
+            f"Evaluation ({_called(told) or 'calls of the model without gradients'})",
             "Evaluate less often or on fewer batches; with several ranks let all of them take a "
             "part of it.",
         ),
@@ -163,10 +174,10 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
     )
 
 
-def _called(lost: Lost) -> str:
+def _called(events: Iterable[Event]) -> str | None:
     """The call of a framework in which it happened, if there was one."""
-    call = next((e.detail["call"] for e in lost.events if e.detail.get("call")), None)
-    return "calls of the model without gradients" if call is None else one_line(str(call))[:60]
+    call = next((event.detail["call"] for event in events if event.detail.get("call")), None)
+    return None if call is None else one_line(str(call))[:60]
 
 
 def _logging(seen: Seen) -> Issue | None:
@@ -174,13 +185,16 @@ def _logging(seen: Seen) -> Issue | None:
     severity = None if lost is None else band(lost.share, LOGGING_WARN, CRIT, seen.steps)
     if lost is None or severity is None:
         return None
+    call = _called(lost.events)
+    within = "" if call is None else f" ({call})"
+    setting = _EVERY_N.get(call or "")
     return _issue(
         "LOGGING_COST",
         severity,
-        f"Logging ({_called(lost)}) takes {in_percent(lost.share)} of the time in steps "
+        f"Logging{within} takes {in_percent(lost.share)} of the time in steps "
         f"({in_ms(lost.ms_per_step)} a step).",
-        "Log every N steps (logging_steps of the Trainer), to fewer trackers, or to one that does "
-        "its work in a thread of its own.",
+        f"Log every N steps{'' if setting is None else f' ({setting})'}, to fewer trackers, or to "
+        "one that does its work in a thread of its own.",
         lost,
         LOGGING_WARN,
         {"steps_with_it": lost.steps, "steps_used": seen.steps},

@@ -32,4 +32,5 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def _counted(number: float, word: str) -> str:
-    return f"{number:,.4g} {word}{'' if number == 1 else 's'}"
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:,.4g}"
+    return f"{shown} {word}{'' if number == 1 else 's'}"
