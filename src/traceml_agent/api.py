@@ -5,11 +5,12 @@ is off, or no training has begun) every call returns None or does nothing, so th
 keep them.
 """
 
+import _thread
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     from traceml_agent.capture.scopes import Span, Tree
@@ -82,7 +83,8 @@ def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing"
     Scopes nest, in each thread and asyncio task on its own, to a depth of 64; deeper ones are left
     out and counted. A scope is closed when its block is left, also by an exception, and with it
     whatever was left open inside. The newest 100,000 closed ones are kept
-    (TRACEML_TRACE_MAX_SPANS). `attrs` are kept as they are.
+    (TRACEML_TRACE_MAX_SPANS). `attrs` are kept as they are; of a
+    tensor its type.
 
     In a process that trains, closed ones go to its spool within half a second, and those of one
     name are summed up in the summary; in any other process they stay in memory. TRACEML_OUTPUT
@@ -108,6 +110,10 @@ def mark(name: str, value: Any, *, kind: str = "point", **attrs: Any) -> None:
     tree = _HERE.tree or _tree()
     if tree is not None:
         tree.mark(name, value, kind, attrs)
+    elif type(value) not in (int, float, str):
+        from traceml_agent.capture.marks import check
+
+        check(name, value)
 
 
 def epochs(iterable: Iterable[Item]) -> Iterable[Item]:
@@ -179,8 +185,11 @@ class _Here:
 
     tree: "Tree | None" = None
     is_refused = False  # by a setting, which was said
+    forgets = False  # after a fork
+    lock = _thread.allocate_lock()
 
     def forget(self) -> None:
+        self.lock = _thread.allocate_lock()
         if self.tree is not None:
             self.tree = None
             sys.modules["traceml_agent.capture.scopes"].HERE.begin(None)
@@ -194,9 +203,13 @@ def _tree() -> "Tree | None":
     if _HERE.tree is None and _STARTUP in sys.modules and not _HERE.is_refused:
         from traceml_agent.tracing import new_tree
 
-        _HERE.tree = new_tree()
-        _HERE.is_refused = _HERE.tree is None
-        os.register_at_fork(after_in_child=_HERE.forget)
+        if not _HERE.forgets:
+            _HERE.forgets = True
+            os.register_at_fork(after_in_child=_HERE.forget)
+        with _HERE.lock:  # several threads may open their first scopes at once
+            if _HERE.tree is None:
+                _HERE.tree = new_tree()
+                _HERE.is_refused = _HERE.tree is None
     return _HERE.tree
 
 
@@ -209,6 +222,8 @@ def _loop(name: str, items: Iterable[Item]) -> Iterable[Item]:
     tree = _tree()
     if tree is None:
         return items
+    if hasattr(type(items), "__next__"):  # an iterator stays one
+        return tree.loop(name, cast("Iterator[Item]", items))
     from traceml_agent.capture.scopes import Loop
 
     return Loop(tree, name, items)

@@ -270,10 +270,6 @@ with pytest.raises(ValueError, match="tree, dict, json, df"):
     trace("xml")
 with pytest.raises(ValueError, match="last"):
     trace("dict", last=-1)
-s = scope("once")
-with s: pass
-with pytest.raises(RuntimeError, match="once"):
-    with s: pass
 tell(done=True)
 """
 

@@ -6,7 +6,7 @@ orders of calls, and leaves it by just the exceptions, that a real one could.
 
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -44,6 +44,9 @@ class Parameter:
 
     def __init__(self) -> None:
         self._version = 0
+
+    def is_inference(self) -> bool:
+        return False
 
 
 class FakeTorch(types.ModuleType):
@@ -193,13 +196,7 @@ def _module_class() -> type:
 
         def __init__(self, parameters: list[Parameter]) -> None:
             self._parameters = {str(number): item for number, item in enumerate(parameters)}
-
-        def named_parameters(self) -> Iterable[tuple[str, Parameter]]:
-            return self._parameters.items()
-
-        def get_submodule(self, path: str) -> Any:
-            assert path == ""
-            return self
+            self._modules: dict[str, Any] = {}
 
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             pass

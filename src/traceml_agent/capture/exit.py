@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from traceml_agent.capture.samplers.loop import SamplerLoop
 
 WAIT_S = 2.0
-"""Longer than this an exit never waits: for the disk, for the fold lock, and rank 0 for the other
-ranks, all together. Source: design.md."""
+"""An exit waits no longer, for disk, fold lock and other ranks together. Source: design.md."""
 ANSWER_S = 0.25
 """Part of it that is left to a busy machine to end what has not come to its end."""
+FETCH_NS = 500_000_000
+"""For marked scalars on a device. Chosen: the last records have the rest of WAIT_S."""
 BY_EXEC = "replaced by another program (exec)"
 
 
@@ -115,10 +116,14 @@ def finish_early(error: BaseException | None) -> None:
 
 def shut_down() -> None:
     """The program ends its recording: the last records, the fold and the summary, as at exit."""
-    with SESSION.opening:
-        if SESSION.pid != os.getpid() or SESSION.is_over:
-            return
-        SESSION.is_over = True
+    # With a limit: a signal handler may have interrupted what holds it, in this very thread.
+    has_lock = SESSION.opening.acquire(timeout=WAIT_S)
+    is_first = SESSION.pid == os.getpid() and not SESSION.is_over
+    SESSION.is_over |= is_first
+    if has_lock:
+        SESSION.opening.release()
+    if not is_first:
+        return
     with guard("shutdown"):
         was_interrupted = isinstance(_uncaught(), KeyboardInterrupt)
         if SESSION.recorder is None:
@@ -133,11 +138,9 @@ def shut_down() -> None:
 def _how_it_goes() -> "Ending":
     """The ending of a process that may go on: its exit code is known only when it exits."""
     error = sys.exc_info()[1]
-    if isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit)):
-        return "finished", None, None, None  # the handler of a loop that came to its end
-    if error is not None or _uncaught() is not None or _LEAVING.exit_code is not None:
-        return _how_it_ended()
-    return "finished", None, None, None
+    of_a_loop = isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit))
+    leaves = error is not None or _uncaught() is not None or _LEAVING.exit_code is not None
+    return _how_it_ended() if leaves and not of_a_loop else ("finished", None, None, None)
 
 
 def close_spool(end: "Ending", leave_by: float) -> bool:
@@ -161,8 +164,9 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     if SESSION.tracker.device is not None:
         with guard("device events"):
             SESSION.tracker.device.resolve()
-        if SESSION.tracker.device.is_idle and HERE.tree is not None and HERE.tree.has_later:
-            _within(leave_by, "marks on a device", HERE.tree.fetch)
+        tree = HERE.tree if SESSION.tracker.device.is_idle else None
+        if tree is not None and tree.has_later:
+            _within(leave_by, "marks on a device", lambda: tree.fetch(FETCH_NS))
     cost = recorder.overhead(SESSION.hot_path_ns())
     if _within(leave_by, "last records", lambda: recorder.finish(cost, end)):
         return True

@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from traceml_agent.capture.mode import STEP_PATCHES, Request
+from traceml_agent.capture.mode import NO_SPOOL, STEP_PATCHES, Request
 from traceml_agent.capture.say import say
 from traceml_agent.config import resolve
 
@@ -18,6 +18,10 @@ def take_up(session: "Session", request: Request) -> None:
     late = [n for n in request.settings if getattr(wanted, n) != getattr(before, n)]
     if session.recorder is None:
         session.config = wanted
+        if ("spool" in wanted.output) != ("spool" in before.output):
+            session.refusal = None if "spool" in wanted.output else NO_SPOOL
+        if wanted.snapshots == "off":
+            session.snapshots = None
         # Patches have asked for these two when they were put in.
         late = [name for name in late if name in ("flops", "skip")]
     if late:

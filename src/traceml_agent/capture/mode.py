@@ -11,6 +11,8 @@ AUTO, MANUAL, SELECTIVE = MODES = ("auto", "manual", "selective")
 STEP_PATCHES = ("dataloader", "transfer", "forward", "backward", "optimizer")
 """Those that time the phases of a step; `wrap_...` stands in for each one that is left out."""
 
+NO_SPOOL = "TRACEML_OUTPUT names no spool"
+"""Why nothing is recorded."""
 NESTING_LIMIT = 8
 """Containers of tensors within one another. Chosen: no batch is deeper, and a cycle ends here."""
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from traceml_agent.capture.device import DeviceStep
 from traceml_agent.capture.segment import Segment
+from traceml_agent.capture.totals import Totals
 from traceml_agent.guard import faults, guard
 from traceml_agent.schema.phases import DEVICE_PHASES, PHASES
 from traceml_agent.schema.records import (
@@ -22,7 +23,6 @@ from traceml_agent.schema.records import (
     Overhead,
     Record,
     Steps,
-    StepSums,
 )
 from traceml_agent.spool.digest import DigestWriter
 from traceml_agent.spool.format import DIGEST_SUFFIX
@@ -40,33 +40,6 @@ ROWS_LIMIT = 65_536
 
 Ending = tuple[str, int | None, str | None, str | None]
 """How a process ends: status, exit code, exception and stack."""
-
-
-class Totals:
-    """Exact sums over all closed steps, fed at each drain."""
-
-    __slots__ = ("duration_ns", "micro_batches", "phase_ns", "samples", "steps", "updates")
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.duration_ns = 0
-        self.phase_ns = dict.fromkeys(PHASES, 0)
-        self.micro_batches = 0
-        self.samples: int | None = 0
-        self.updates = 0
-
-    def add(self, sums: StepSums) -> None:
-        """Adds some steps."""
-        self.steps += sums.count
-        self.duration_ns += sums.duration_ns
-        for phase, elapsed in sums.phase_ns.items():
-            self.phase_ns[phase] += elapsed
-        self.micro_batches += sums.micro_batches
-        self.updates += sums.updates
-        if sums.samples is None or self.samples is None:
-            self.samples = None
-        else:
-            self.samples += sums.samples
 
 
 class Recorder:
@@ -137,24 +110,29 @@ class Recorder:
 
     def _make_room(self) -> None:
         """Drains the full ring; where the disk hangs or is full, its oldest step is given up."""
-        if not self._lock.acquire(timeout=STALL_S):
+        if not self._locked(self._drain, STALL_S):
             self._is_stalled = True  # the sampler thread sits in a write; it tells when it is back
-            return
+
+    def _locked(self, action: Callable[[], None], timeout_s: float) -> bool:
+        is_ours = self._lock.acquire(timeout=timeout_s)
         try:
-            self._drain()
+            if is_ours:
+                action()
         finally:
-            self._lock.release()
+            if is_ours:
+                self._lock.release()
+        return is_ours
 
     # The sampler thread, and the end
 
-    def drain(self, *, last: bool = False) -> None:
+    def drain(self, *, last: bool = False, timeout_s: float = -1) -> None:
         """Writes all closed steps and pending records to the spool; `last`: whatever failed."""
-        with self._lock:
-            is_due = last or not self._is_stalled or time.monotonic() >= self._retry_at
-            if is_due and not self.is_closed:
-                self._drain()
+        if last or not self._is_stalled or time.monotonic() >= self._retry_at:
+            self._locked(self._drain, timeout_s)
 
     def _drain(self) -> None:
+        if self.is_closed:
+            return
         with guard("pending records"):
             self._write(self.pending())
         for supply in self.suppliers:

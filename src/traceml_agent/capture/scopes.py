@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from traceml_agent.capture.marks import PLAIN, Later, Mark, plain
+from traceml_agent.capture.marks import (
+    PLAIN,
+    Later,
+    Mark,
+    index_of,
+    plain,
+    text_of,
+    without_tensors,
+)
 from traceml_agent.capture.say import say
 
 DEEPEST = 64
@@ -37,13 +45,14 @@ Attrs = Mapping[str, Any]
 
 
 class Span:
-    """One scope: a context manager that is entered once."""
+    """One scope. Entered once more, it is another span."""
 
     # A scope may take 2 us, so these are set when they are needed, and calls are few.
     __slots__ = (
         "_cpu_start",
         "_thread",
         "_tree",
+        "again",
         "attrs",
         "cpu_ns",
         "depth",
@@ -59,17 +68,22 @@ class Span:
         "told",
     )
 
-    def __init__(self, tree: "Tree", name: str, index: int | None, attrs: Attrs) -> None:
+    def __init__(self, tree: "Tree", name: str, index: Any, attrs: Attrs) -> None:
         self._tree = tree
-        self.name = name
-        self.index = index
-        self.attrs = attrs
+        self.name = name if type(name) is str else text_of(name)
+        self.index: Any = index if index is None or type(index) is int else index_of(index)
+        self.attrs = without_tensors(attrs) if attrs else attrs
         self.depth = 0  # not entered, or left out
+        self.again: list[Span] | None = None  # open spans of further entries
 
     def __enter__(self) -> "Span":
-        if self.depth:
-            raise RuntimeError(f"scope {self.name!r} was entered before; make a new one")
         tree = self._tree
+        if self.depth:  # once more: a span of its own
+            again = Span(tree, self.name, self.index, self.attrs)
+            if self.again is None:
+                self.again = []
+            self.again.append(again)
+            return again.__enter__()
         parent = _CURRENT.get()
         if parent is None or parent._tree is not tree:  # in a forked child: one of its parent
             self.parent, depth = None, 1
@@ -100,6 +114,9 @@ class Span:
 
     def __exit__(self, *error: object) -> None:
         end_ns = clock()
+        if self.again:
+            self.again.pop().__exit__(*error)
+            return
         if not self.depth or self.end_ns is not None:
             return
         innermost = _CURRENT.get()
@@ -233,13 +250,15 @@ class Tree:
         span = _CURRENT.get()
         if span is None or span._tree is not self:
             span = self.run
-        mark = Mark(clock(), name, value, kind, attrs)
+        if type(name) is not str:
+            name = text_of(name)
+        mark = Mark(clock(), name, value, kind, without_tensors(attrs) if attrs else attrs)
         if kind == "point" and span.points is not None:
             span.points.append(mark)
         else:
             span.add(mark)
 
-    def loop(self, name: str, items: Iterable[Any]) -> Iterator[Any]:
+    def loop(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
         """The items, each inside a scope of its own."""
         for index, item in enumerate(items):
             with Span(self, name, index, {}):
@@ -268,10 +287,14 @@ class Tree:
         if self.dropped[reason] == 1 and reason == TOO_DEEP:
             say(f"scopes beyond {DEEPEST} within one another are not kept")
 
-    def fetch(self) -> None:
-        """Waits for the scalars on a device that nobody has fetched yet."""
-        for span in (self.run, *self.spans()):
-            for mark in span.marks():
+    def fetch(self, most_ns: int) -> None:
+        """Waits for the scalars on a device that nobody has fetched yet, the newest first, for so
+        long at most; those that are left have no value."""
+        until = clock() + most_ns
+        for span in (self.run, *reversed(self.spans())):
+            for mark in reversed(span.marks()):
+                if clock() > until:
+                    return
                 mark.plain_value()
 
     def spans(self) -> list[Span]:
@@ -287,7 +310,14 @@ class Loop:
         self._tree, self._name, self._items = tree, name, items
 
     def __iter__(self) -> Iterator[Any]:
-        return self._tree.loop(self._name, self._items)
+        # The iterator at once, as without the agent: it may draw random numbers.
+        return self._tree.loop(self._name, iter(self._items))
 
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]  # its own TypeError where there is none
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._items, name)

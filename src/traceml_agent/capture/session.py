@@ -13,7 +13,7 @@ from traceml_agent.capture import scopes
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.frames import current_frames
-from traceml_agent.capture.mode import STEP_PATCHES, asked
+from traceml_agent.capture.mode import NO_SPOOL, STEP_PATCHES, asked
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 EVENTS_LIMIT = 10_000
 """Events kept between two flushes."""
 LOOKED_LIMIT = 100
+FLUSH_S = 2.0
+"""How long a flush waits for a disk. Chosen: as long as an exit does."""
 
 OVER = "ended by shutdown()"
 
@@ -90,7 +92,7 @@ class Session:
         for problem in resolved.problems:
             say(problem)
         if "spool" not in self.config.output:
-            self.refusal = "TRACEML_OUTPUT names no spool"  # as the user wants it: nothing to say
+            self.refusal = NO_SPOOL  # as the user wants it: nothing to say
         scopes.watch(self.tracker)
         self._may_use_cuda = can_be_used(torch)
         self.script = getattr(sys.modules.get("__main__"), "__file__", None)  # gone at exit
@@ -323,7 +325,8 @@ class Session:
         if self.recorder is not None:
             scopes.HERE.wants_all = True
             try:
-                self.recorder.drain()
+                # A signal handler may have interrupted a drain in this very thread.
+                self.recorder.drain(timeout_s=FLUSH_S)
             finally:
                 scopes.HERE.wants_all = False
 

@@ -64,7 +64,7 @@ def reason_against(torch: Any, parameter: Any, tensor: Any) -> str | None:
     """Why a parameter is left out; None if it is not."""
     if not parameter.requires_grad:
         return "frozen"
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+    if not is_of_torch(torch, tensor):
         return "a type of its own"
     if tensor.device.type not in _DEVICES:
         return f"on {tensor.device.type}"
@@ -73,9 +73,18 @@ def reason_against(torch: Any, parameter: Any, tensor: Any) -> str | None:
     return None if tensor.numel() else "empty"
 
 
+def is_of_torch(torch: Any, tensor: Any) -> bool:
+    """Whether it is no subclass, whose memory may be anything."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
 def is_plain(torch: Any, tensor: Any) -> bool:
     """Whether the memory of a tensor is its elements, each once, and these are such numbers."""
     if tensor.layout is not torch.strided or str(tensor.dtype).removeprefix("torch.") not in _TYPES:
+        return False
+    # Memory that was freed for a while (offloading) keeps shapes and strides.
+    end = (tensor.storage_offset() + tensor.numel()) * tensor.element_size()
+    if tensor.untyped_storage().nbytes() < end:
         return False
     if tensor.is_contiguous():
         return True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from traceml_agent.capture.epochs import Epochs
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.snapshot_choice import Choice
-from traceml_agent.capture.snapshot_targets import Target, is_plain, local_part
+from traceml_agent.capture.snapshot_targets import Target, is_of_torch, is_plain, local_part
 from traceml_agent.capture.snapshot_thread import Entry, Job, SnapshotThread, Window
 from traceml_agent.capture.staging import Parcel, Staging
 from traceml_agent.guard import INTERNAL, fault, is_off
@@ -295,4 +295,4 @@ class SnapshotWatch:
 def _is_like(torch: Any, tensor: Any, target: Target) -> bool:
     """Whether a tensor still is what the copy was planned for."""
     is_there = tensor.numel() == target.elements and tensor.device == target.device
-    return is_there and is_plain(torch, tensor)
+    return is_there and is_of_torch(torch, tensor) and is_plain(torch, tensor)

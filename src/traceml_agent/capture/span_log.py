@@ -34,6 +34,7 @@ TEXTS_KEPT = 4_096
 NESTING = 3
 _JSON_INT = 1 << 63
 
+_SAMPLE = "1234567890"
 NOTHING_TOLD = Told()
 """Of all scopes without marks."""
 
@@ -224,7 +225,7 @@ class SpanLog:
         special: dict[str, str] = {}
         for row, (_, mark) in enumerate(noted):
             value = mark.value
-            if type(value) is not float or value - value != 0:  # all but a finite one
+            if type(value) is not float or value - value != 0 or self._is_secret(mark.name):
                 value, word = self._value(mark.name, mark)
                 if word is not None:
                     special[str(row)] = word
@@ -245,14 +246,18 @@ class SpanLog:
         for row, attrs in enumerate(rows):
             if attrs:
                 found[str(row)] = {
-                    self._text("", name): value
-                    if type(value) is bool or _fits(value)
-                    else self._attribute(name, value)
+                    self._text("", name): self._attribute(name, value)
                     for name, value in dict(attrs).items()
                 }
         return found
 
+    def _is_secret(self, name: str) -> bool:
+        """Whether what has this name is never written."""
+        return self._text(name, _SAMPLE) != _SAMPLE
+
     def _attribute(self, name: str, value: Any) -> Any:
+        if type(value) in (int, float) and self._is_secret(name):
+            return self._text(name, str(value))
         if type(value) is float and not math.isfinite(value):
             return str(value)
         if type(value) in (bool, float, type(None)) or _fits(value):
@@ -267,6 +272,8 @@ class SpanLog:
         value = mark.value
         if isinstance(value, Later):
             value = value.value() if value.is_known else None
+        if value is not None and type(value) is not str and self._is_secret(name):
+            value = str(value)
         if type(value) is int and not _fits(value):
             return None, str(value) if value.bit_length() < 4_096 else None
         if type(value) is float and not math.isfinite(value):

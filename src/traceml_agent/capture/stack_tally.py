@@ -198,7 +198,7 @@ class StackTally:
             pair[0] += count.samples
             pair[1] += count.weight_ns
         numbers: dict[CodeLine, int] = {}
-        seen = self._seen(counts)
+        seen = self._seen(counts[:most_rows])
         rows = _merged(
             self._row(key, count, source, numbers, seen) for key, count in counts[:most_rows]
         )
@@ -221,13 +221,19 @@ class StackTally:
             most_rows //= 2
 
     def _seen(self, counts: list[tuple[_Key, _Count]]) -> dict[int, set[int]]:
-        """The lines of each function in which the thread surely was."""
+        """The lines of the functions that `_prior` asks about, in which the thread surely was."""
+        asked = {key[3] for key, _ in counts if key[1] and len(key) > 3}
+        places = {
+            pair
+            for key, count in counts
+            if not key[1] and count.samples > count.yielded
+            for pair in zip(key[3::2], key[4::2], strict=True)
+            if pair[0] in asked
+        }
         found: dict[int, set[int]] = {}
-        for key, count in counts:
-            if not key[1] and count.samples > count.yielded:
-                for number, instruction in zip(key[3::2], key[4::2], strict=True):
-                    line = position(self._codes[number - 1], instruction)[0]
-                    found.setdefault(number, set()).add(line)
+        for number, instruction in places:
+            line = position(self._codes[number - 1], instruction)[0]
+            found.setdefault(number, set()).add(line)
         return found
 
     def _prior(self, key: _Key, source: SourceText, seen: dict[int, set[int]]) -> CodeLine | None:

@@ -31,16 +31,16 @@ class UpdateProbe:
 
     def watch(self, module: Any) -> None:
         """Watches the first trainable parameter of a module."""
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                path, _, self._name = name.rpartition(".")
-                self._owner = weakref.ref(module.get_submodule(path))
-                self._parameter()
-                return
+        found = _first_trainable(module)
+        if found is not None:
+            owner, self._name = found
+            self._owner = weakref.ref(owner)
+            self._parameter()
 
     def watch_optimizer(self, optimizer: Any) -> None:
         """Watches the first parameter of an optimizer."""
-        self._owner, self._name = weakref.ref(optimizer), None
+        self._name = None
+        self._owner = weakref.ref(optimizer)
         self._parameter()
 
     def _parameter(self) -> Any:
@@ -54,6 +54,8 @@ class UpdateProbe:
         else:
             parameter = owner._parameters.get(self._name)
         if parameter is not None and id(parameter) != self._number:
+            if parameter.is_inference():  # made in inference_mode: it has no version
+                return None
             self._number, self.version = id(parameter), parameter._version
         return parameter
 
@@ -80,6 +82,24 @@ class UpdateProbe:
             if before == UNKNOWN_VERSION or self._works:
                 return False
         return not optimizer_was_called and not any_optimizer_built()
+
+
+def _first_trainable(module: Any) -> tuple[Any, str] | None:
+    """The module that has the first trainable parameter, and its name there.
+
+    By the dictionaries of the modules: a program may override `named_parameters`.
+    """
+    waiting, seen = [module], set()
+    while waiting:
+        owner = waiting.pop(0)
+        if owner is None or id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        for name, parameter in owner._parameters.items():
+            if parameter is not None and parameter.requires_grad and not parameter.is_inference():
+                return owner, name
+        waiting[:0] = owner._modules.values()
+    return None
 
 
 def any_optimizer_built() -> bool:

@@ -27,7 +27,7 @@ class Row:
     id: int
     parent_id: int | None
     name: str
-    index: int | None
+    index: int | str | None
     start_ns: int
     end_ns: int | None
     cpu_ns: int | None

@@ -8,6 +8,9 @@ from typing import ClassVar
 
 BINS = 16
 """Of a histogram. Source: the issue; the width of a bin is a sixteenth of max - min."""
+MOST_KEPT = 64
+"""Snapshots of a process that a reader keeps, the newest. Chosen: 256 tensors of 64 ranks for 64
+epochs are a million figures."""
 EPOCH, STEPS, EXIT = "epoch", "steps", "exit"
 """Why a snapshot was taken: an epoch ends, many steps were made since the last one, the end."""
 

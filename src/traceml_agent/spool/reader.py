@@ -31,7 +31,7 @@ from traceml_agent.schema.records import (
     StepSums,
 )
 from traceml_agent.schema.retained import Retained
-from traceml_agent.schema.snapshots import Snapshot
+from traceml_agent.schema.snapshots import MOST_KEPT, Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Scopes, Spans
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
@@ -211,6 +211,7 @@ def _keep(spool: Spool, record: Record, numbers: StepNumbers) -> None:
         spool.spans.keep(record)
     elif isinstance(record, Snapshot):
         spool.snapshots.append(record)
+        del spool.snapshots[:-MOST_KEPT]
     elif isinstance(record, Fault):
         spool.faults.append(record)
     elif isinstance(record, Overhead):

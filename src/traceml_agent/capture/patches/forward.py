@@ -12,6 +12,7 @@ from typing import Any
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
+from traceml_agent.guard import guard
 from traceml_agent.schema.phases import EVAL, FORWARD, OPTIMIZER
 
 DISCOVERY_STEPS = 3
@@ -139,10 +140,11 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
 
 
 def _discover(discovery: Discovery, module: Any) -> None:
-    if type(module) not in discovery.roots:
-        discovery.roots.add(type(module))
-        SESSION.look_for_strategy(module)
-    if SESSION.snapshots is not None:
-        SESSION.snapshots.saw(module)
-    if SESSION.tracker.probe.wants_parameter():
-        SESSION.tracker.probe.watch(module)
+    with guard("discovery"):
+        if type(module) not in discovery.roots:
+            discovery.roots.add(type(module))
+            SESSION.look_for_strategy(module)
+        if SESSION.snapshots is not None:
+            SESSION.snapshots.saw(module)
+        if SESSION.tracker.probe.wants_parameter():
+            SESSION.tracker.probe.watch(module)

@@ -10,7 +10,7 @@ from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.resume import note_optimizer
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.updates import UNKNOWN_VERSION
-from traceml_agent.guard import Gate
+from traceml_agent.guard import Gate, guard
 from traceml_agent.schema.phases import OPTIMIZER
 
 Hook = Callable[[Any, Any, Any], None]
@@ -72,9 +72,10 @@ def _construction(original: Any) -> Any:
         except BaseException as error:
             hide_frame(error)
             raise
-        note_optimizer(self)
-        if tracker.probe.wants_parameter():
-            tracker.probe.watch_optimizer(self)
+        with guard("a new optimizer"):
+            note_optimizer(self)
+            if tracker.probe.wants_parameter():
+                tracker.probe.watch_optimizer(self)
 
     return like(__init__, original)
 

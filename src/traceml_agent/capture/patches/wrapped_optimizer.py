@@ -2,11 +2,13 @@
 
 import types
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.patches.optimizer import Hook, step_hooks
 from traceml_agent.capture.resume import note_optimizer
+from traceml_agent.capture.say import say_once
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import OPTIMIZER
@@ -25,8 +27,14 @@ def wrap_steps(optimizer: Any) -> Any:
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
     except (AttributeError, TypeError):  # no optimizer of torch, or one that stands for another
-        optimizer.step = types.MethodType(_timed_step(optimizer.step, before, after), optimizer)
-    _CHOSEN[number] = weakref.ref(optimizer, lambda _: _CHOSEN.pop(number, None))
+        try:
+            timed = _timed_step(optimizer.step, before, after)
+            optimizer.step = types.MethodType(timed, optimizer)
+        except (AttributeError, TypeError):  # __slots__
+            say_once(f"wrap_optimizer: a {type(optimizer).__name__} takes no wrapper; not timed")
+            return optimizer
+    with suppress(TypeError):  # no weak references: wrapping twice is the program's mistake
+        _CHOSEN[number] = weakref.ref(optimizer, lambda _: _CHOSEN.pop(number, None))
     with guard("optimizer of a step"):
         note_optimizer(optimizer)
         if SESSION.tracker.probe.wants_parameter():
@@ -34,12 +42,15 @@ def wrap_steps(optimizer: Any) -> Any:
     return optimizer
 
 
-def _timed_step(original: Any, before: Hook, after: Hook) -> Any:
+def _timed_step(bound: Any, before: Hook, after: Hook) -> Any:
+    # By the object that is called: a copy of the optimizer has this method too.
+    function = getattr(bound, "__func__", None)
+
     # A method, as schedulers of learning rates expect: they look for its `__func__`.
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         before(self, args, kwargs)
         try:
-            result = original(*args, **kwargs)
+            result = bound(*args, **kwargs) if function is None else function(self, *args, **kwargs)
         except BaseException as error:
             if SESSION.tracker.phase == OPTIMIZER:
                 after(self, args, kwargs)
@@ -48,4 +59,4 @@ def _timed_step(original: Any, before: Hook, after: Hook) -> Any:
         after(self, args, kwargs)
         return result
 
-    return like(step, original)
+    return like(step, bound)

@@ -17,6 +17,7 @@ from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, l
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.patches.transfer import Target, targets, timed_copy
 from traceml_agent.capture.patches.wrapped_loader import Wrapped
+from traceml_agent.capture.say import say_once
 from traceml_agent.capture.session import SESSION
 from traceml_agent.schema.phases import H2D
 
@@ -31,7 +32,11 @@ def wrap_loss(loss: Any) -> Any:
         # In place: a view were one node more in the graph, and an attribute a cycle that keeps it.
         loss.__class__ = _loss_class(torch)
         return loss
-    return loss if isinstance(loss, _loss_class(torch)) else WrappedLoss(loss)
+    if issubclass(type(loss), torch.Tensor):
+        if type(loss) is not _loss_class(torch):
+            say_once(f"wrap_backward: a {type(loss).__name__} cannot be wrapped, and is not timed")
+        return loss
+    return WrappedLoss(loss)
 
 
 def wrap_batch(batch: Any, depth: int = 0) -> Any:
@@ -41,6 +46,10 @@ def wrap_batch(batch: Any, depth: int = 0) -> Any:
     if type(batch) is torch.Tensor:
         return _of_class(_batch_class(torch), batch)
     if type(batch) in (WrappedBatch, _batch_class(torch)) or depth > NESTING_LIMIT:
+        return batch
+    # What stood for one would be taken for a tensor in torch's own code, and is none.
+    if issubclass(type(batch), torch.Tensor):
+        say_once(f"wrap_h2d: a {type(batch).__name__} cannot be wrapped, and is not timed")
         return batch
     if callable(getattr(batch, "to", None)):
         return WrappedBatch(batch)
@@ -98,14 +107,25 @@ def _loss_class(torch: Any) -> Any:
         count, plain = counting(torch), torch.Tensor.backward
         inner = plain if count is None else counted(plain, count, in_forward=False)
         timed = timed_backward(inner, compiling_test(torch), SESSION.by_hand["backward"])
-        _MADE["loss"] = _class_below(torch, {"backward": timed})
+        _MADE["loss"] = made = _class_below(torch, {"backward": timed})
+
+        def as_it_was(loss: Any, show: Callable[[Any], str]) -> str:
+            # In place again: a view would be shown with the node that makes it.
+            loss.__class__ = torch.Tensor
+            try:
+                return show(loss)
+            finally:
+                loss.__class__ = made
+
+        _show_as(made, as_it_was)
     return _MADE["loss"]
 
 
 def _batch_class(torch: Any) -> Any:
     if "batch" not in _MADE:
         methods = {name: _copy_method(torch, name, t) for name, t in targets(torch).items()}
-        _MADE["batch"] = _class_below(torch, methods)
+        _MADE["batch"] = made = _class_below(torch, methods)
+        _show_as(made, lambda batch, show: show(batch._plain))
     return _MADE["batch"]
 
 
@@ -129,6 +149,12 @@ def _of_class(kind: Any, tensor: Any) -> Any:
     wrapped = tensor.as_subclass(kind)
     wrapped._plain = tensor
     return wrapped
+
+
+def _show_as(kind: Any, plainly: Callable[[Any, Callable[[Any], str]], str]) -> None:
+    """Torch formats numbers, and names the class, of its own type alone."""
+    kind.__repr__ = lambda self, **kwargs: plainly(self, lambda t: t.__repr__(**kwargs))
+    kind.__format__ = lambda self, spec: plainly(self, lambda t: format(t, spec))
 
 
 def _class_below(torch: Any, methods: dict[str, Callable[..., Any]]) -> Any:
