@@ -64,7 +64,9 @@ def test_the_line_that_makes_the_tensors_that_are_kept_is_named(tmp_path):
     (spool,) = result.spools
     look = spool.retained[-1]
     largest = look.tensors[0]
-    assert (largest.line, largest.shape, largest.count) == (line(0), [1600, 64], look.steps)
+    assert (largest.line, largest.shape) == (line(0), [1600, 64])
+    # Tracing begins and ends within a step.
+    assert abs(largest.count - look.steps) <= 1
     assert largest.text == "kept.append(x.repeat(100, 1))"
     finding = creep(result)
     assert finding["place"]["line"] == line(0)
