@@ -95,7 +95,7 @@ for x in rows():
     model(x).sum().backward()
     optimizer.step()
     with timed("after"):
-        time.sleep(0.006)  # after
+        time.sleep(0.008)  # after
 tell()
 """
 )
@@ -113,7 +113,7 @@ for step in range(120):
     model(x).sum().backward()
     optimizer.step()
     with timed("after"):
-        time.sleep(0.006)  # after
+        time.sleep(0.008)  # after
 tell()
 """
 )

@@ -275,6 +275,8 @@ def test_other_programs_are_started_and_the_path_is_changed_where_that_is_the_ta
 def test_a_setting_is_a_number_a_word_or_the_directory_of_the_runs() -> None:
     """What a setting can hold: nothing that code could be found by, `dir` and its files aside."""
     kinds = get_type_hints(Config)
+    assert kinds.pop("snapshots") is str
+    assert resolve({"TRACEML_SNAPSHOTS": "os.system"}).config.snapshots == "watched"
     harmless = (bool, int, float, float | None, str | None, tuple[str, ...])
     assert [name for name, kind in kinds.items() if kind not in harmless] == ["dir"]
     assert kinds["dir"] == Path | None

@@ -133,7 +133,7 @@ class Choice:
                 named = named_parameters(self._torch, model) or []
                 kind = type(unwrapped(model)).__name__.removeprefix("FSDP")  # of fully_shard
                 found.append((root, kind, named))
-        found.sort(key=lambda item: -len(item[2]))
+        found.sort(key=lambda item: (-len(item[2]), -sum(p.numel() for _, p in item[2])))
         names: dict[int, str] = {}
         shares: list[tuple[Root, str, list[tuple[str, int]]]] = []
         taken: set[int] = set()

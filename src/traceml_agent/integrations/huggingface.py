@@ -24,7 +24,6 @@ from traceml_agent.schema.phases import CHECKPOINT, EVAL
 NAME = "huggingface"
 _STARTUP = "traceml_agent.startup"
 """Imported in every process in which the agent is on."""
-TRAINER_MODULE = "transformers.trainer"
 _EVALUATION = (
     # The outermost one counts: what a subclass overrides calls the others.
     ("_evaluate", "evaluations", "Trainer.evaluate"),
@@ -105,7 +104,7 @@ def _put_in() -> bool:
         return False
     import importlib
 
-    module = importlib.import_module(TRAINER_MODULE)
+    module = importlib.import_module("transformers.trainer")
     if SESSION.torch is None:
         return False
     if not _is_in(module):  # left out by TRACEML_SKIP, and asked for here
@@ -130,7 +129,7 @@ def __getattr__(name: str) -> Any:
 def _make_trainer() -> type:
     import importlib
 
-    trainer: Any = importlib.import_module(TRAINER_MODULE).Trainer
+    trainer: Any = importlib.import_module("transformers.trainer").Trainer
 
     class TraceMLTrainer(trainer):  # type: ignore[misc]  # of any transformers
         """A Trainer that sees to it that its evaluation, saving and logging are told apart.
