@@ -179,7 +179,7 @@ class Config:
         "percent from 0 to 100",
         "A patch that costs more than this share of a step passes through from then on, and the "
         "summary says so. Measured over 50 steps, now and then, for steps of 1 ms and longer; less "
-        "than 50 us is never too much. 0: no limit.",
+        "than 150 us is never too much. 0: no limit.",
     )
     hang_s: float = setting(
         60.0,

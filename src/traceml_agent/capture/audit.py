@@ -25,10 +25,10 @@ SLOWEST_SHARE = 0.1
 """Of the audited steps, left out: where another process had the processor meanwhile."""
 MIN_STEP_NS = 1_000_000
 """Shorter steps have no budget. Chosen: 1 % of them is less than a clock and a call cost."""
-LEAST_COST_NS = 50_000
-"""A patch that costs less is never shut. Chosen: three times what a healthy one costs on a busy
-machine, where steps of half a millisecond take more than one; shutting it would lose the verdict to
-save 1 % of a step."""
+LEAST_COST_NS = 150_000
+"""A patch that costs less is never shut. Chosen: three times what a healthy one costs where plain
+Python between the calls leaves cold caches (22 to 53 us measured, docs/decisions/0004-audit.md);
+shutting it loses the verdict to save 1 % of a step."""
 SHELL_RATIO = 1.5
 """Cost of a patch over cost of its tracker methods: what remains is the call of the patch itself,
 which cannot time itself. Source: tests/overhead/paired.py."""

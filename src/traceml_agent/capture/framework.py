@@ -156,6 +156,27 @@ def in_phase(original: Method, phase: int, framework: Framework, kind: str, call
     return method
 
 
+def to_its_end(original: Method, where: str, told: Callable[[Any], None] | None = None) -> Method:
+    """A training loop: its last step ends with it, whatever the program does afterwards. `told` is
+    called with the object that trained."""
+    tracker = SESSION.tracker
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            with guard(where):
+                if get_ident() == tracker.owner:
+                    tracker.end_training()
+                    if told is not None:
+                        told(self)
+
+    return run
+
+
 def as_logging(original: Method, framework: Framework, call: str) -> Method:
     """The method, its time noted as logging where no phase is open: a part of the residual."""
     tracker = SESSION.tracker

@@ -5,18 +5,16 @@ difference. What the Trainer knows better is where its training ends, and what i
 """
 
 import sys
-from _thread import get_ident
 from typing import Any
 
 from traceml_agent.capture.framework import (
     Framework,
-    Method,
     as_logging,
     in_phase,
     patch,
     status_of,
+    to_its_end,
 )
-from traceml_agent.capture.patches.disguise import hide_frame
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT, EVAL
@@ -51,28 +49,12 @@ def install(module: Any) -> str:
     for name, call in _SAVING:
         missing += patch(trainer, name, in_phase, CHECKPOINT, framework, "checkpoints", call)
     missing += patch(trainer, "log", as_logging, framework, "Trainer.log")
-    missing += patch(trainer, "_inner_training_loop", _to_its_end, framework)
+    missing += patch(
+        trainer, "_inner_training_loop", to_its_end, NAME,
+        lambda trained: framework.trained(*_done(trained)),
+    )  # fmt: skip
     _PATCHED.append(trainer)
     return status_of(missing)
-
-
-def _to_its_end(original: Method, framework: Framework) -> Method:
-    """The training loop; its last step ends with it, whatever the program does afterwards."""
-    tracker = SESSION.tracker
-
-    def _inner_training_loop(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            with guard(NAME):
-                if get_ident() == tracker.owner:
-                    tracker.end_training()
-                    framework.trained(*_done(self))
-
-    return _inner_training_loop
 
 
 def _done(trainer: Any) -> tuple[float, int]:

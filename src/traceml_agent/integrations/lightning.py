@@ -8,9 +8,11 @@ begins and ends; and that the closure of an optimizer's step is not the optimize
 
 import sys
 from _thread import get_ident
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent import api
+from traceml_agent.capture.framework import to_its_end
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.checkpoint import Detail, detail_of
 from traceml_agent.capture.patches.disguise import hide_frame
@@ -121,24 +123,6 @@ def _training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
             tracker.enter(FORWARD)
 
 
-def _to_its_end(original: Any) -> Any:
-    """The training loop; its last step ends with it: another training, or a test, may follow."""
-    tracker = SESSION.tracker
-
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            with guard("end of a training"):
-                if get_ident() == tracker.owner:
-                    tracker.end_training()
-
-    return run
-
-
 def _epoch(original: Any) -> Any:
     """An event for each training epoch, with its validations and checkpoints."""
 
@@ -160,6 +144,7 @@ def _epoch(original: Any) -> Any:
 _EVALUATION = within(_evaluation, _evaluated)
 _SAVING = within(_checkpoint, None)
 _LOGGING = within(_logging, None)
+_ENDING = partial(to_its_end, where="end of a training")
 
 PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
     ("evaluation", (("loops.evaluation_loop", "_EvaluationLoop"),), "run", _EVALUATION),
@@ -187,7 +172,7 @@ PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
         _redirection,
     ),
     ("epochs", (("loops.fit_loop", "_FitLoop"),), "advance", _epoch),
-    ("the end of a training", (("loops.fit_loop", "_FitLoop"),), "run", _to_its_end),
+    ("the end of a training", (("loops.fit_loop", "_FitLoop"),), "run", _ENDING),
 )
 """What is watched: its name for people, the modules and classes in which versions have it, the
 method, and what makes its wrapper."""
