@@ -1,11 +1,13 @@
 """`make truth`: every scenario, faulty between two clean twins; prints docs/accuracy.md's tables.
 
-    python tests/truth/bench.py [--only WORD] [--healthy N] [--write docs/accuracy.md]
+    python tests/truth/bench.py [--only WORD] [--healthy N] [--rows FILE] [--write docs/accuracy.md]
 
-Exit code 1: a goal of the page was missed. A quiet machine: other work changes the twins.
+Exit code 1: a goal of the page was missed. A quiet machine: other work changes the twins. `--rows`:
+each scenario is kept in that file as soon as it has run, and one that is there is not run again.
 """
 
 import argparse
+import json
 import os
 import platform
 import re
@@ -13,8 +15,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -53,6 +56,23 @@ class Row:
     what_if: bool | None
 
 
+class _Kept:
+    """Results by their name, in a file of JSON lines; without a file it keeps nothing."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        lines = file.read_text().splitlines() if file is not None and file.exists() else []
+        self._known: dict[str, Any] = dict(map(json.loads, lines))
+
+    def get(self, name: str) -> Any:
+        return self._known.get(name)
+
+    def add(self, name: str, value: Any) -> None:
+        if self._file is not None:
+            with self._file.open("a") as out:
+                out.write(json.dumps([name, value]) + "\n")
+
+
 def main() -> int:
     arguments = _arguments()
     wanted = [s for s in scenarios() if arguments.only in s.name]
@@ -60,9 +80,10 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="truth-"))
     try:
         os.environ["TRUTH_SCALE"] = SCALE
-        rows = [_row(scenario, directory) for scenario in faulty]
+        kept = _Kept(arguments.rows)
+        rows = [_row(scenario, directory, kept) for scenario in faulty]
         os.environ["TRUTH_SCALE"] = "1"
-        alarms = _healthy(healthy, arguments.healthy, directory)
+        alarms = _healthy(healthy, arguments.healthy, directory, kept)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     text = _report(rows, alarms)
@@ -76,11 +97,31 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="scenarios whose name holds this")
     parser.add_argument("--healthy", type=int, default=200, help="healthy runs")
+    parser.add_argument("--rows", type=Path, help="what has run is kept here, a line each")
     parser.add_argument("--write", type=Path, help="a page with the marks of the tables in it")
     return parser.parse_args()
 
 
-def _row(scenario: Scenario, directory: Path) -> Row:
+def _row(scenario: Scenario, directory: Path, kept: _Kept) -> Row:
+    known = kept.get(scenario.name)
+    if known is None:
+        fault, clean = _measured(scenario, directory)
+        kept.add(scenario.name, [asdict(fault), clean])
+    else:
+        fault, clean = _outcome(known[0]), known[1]
+    row = _judged(scenario, fault, clean)
+    print(_line(row), file=sys.stderr, flush=True)
+    return row
+
+
+def _outcome(values: dict[str, Any]) -> Outcome:
+    """As it was kept: JSON knows no tuples."""
+    lists = {f.name for f in fields(Outcome) if isinstance(values[f.name], list)}
+    return Outcome(**{k: tuple(v) if k in lists else v for k, v in values.items()})
+
+
+def _measured(scenario: Scenario, directory: Path) -> tuple[Outcome, list[float]]:
+    """The run with the fault, and the steps of its twins without."""
     place = directory / scenario.name
     twins = scenario.has_clean_twin and not scenario.toggles
     clean = [observe(scenario, place / "before", "clean").step_ms] if twins else []
@@ -90,8 +131,12 @@ def _row(scenario: Scenario, directory: Path) -> Row:
     elif scenario.toggles:
         clean = [fault.step_ms * clean_share(scenario, place / "both")]
     shutil.rmtree(place)
+    return fault, clean
+
+
+def _judged(scenario: Scenario, fault: Outcome, clean: list[float]) -> Row:
     known = fault.share is not None and fault.true_share is not None
-    row = Row(
+    return Row(
         scenario,
         fault,
         clean,
@@ -102,21 +147,23 @@ def _row(scenario: Scenario, directory: Path) -> Row:
         else None,
         what_if=holds_clean_twin(fault, clean),
     )
-    print(_line(row), file=sys.stderr, flush=True)
-    return row
 
 
 def _healthy(
-    healthy: Sequence[Scenario], runs: int, directory: Path
+    healthy: Sequence[Scenario], runs: int, directory: Path, kept: _Kept
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Name and false alarms of each healthy run."""
     found = []
     for number in range(runs if healthy else 0):
         scenario = healthy[number % len(healthy)]
-        place = directory / f"healthy-{number}"
-        outcome = observe(scenario, place, "fault")
-        found.append((scenario.name, false_alarms(outcome)))
-        shutil.rmtree(place)
+        name = f"{scenario.name}-{number}"
+        alarms = kept.get(name)
+        if alarms is None:
+            place = directory / name
+            alarms = false_alarms(observe(scenario, place, "fault"))
+            shutil.rmtree(place)
+            kept.add(name, alarms)
+        found.append((scenario.name, tuple(alarms)))
         if found[-1][1]:
             print(f"false alarm: {found[-1]}", file=sys.stderr, flush=True)
     return found
