@@ -25,12 +25,12 @@ import torch
 
 from tests.truth.measure import (
     Outcome,
-    clean_share,
     false_alarms,
     holds_clean_twin,
     is_right_cause,
     is_right_line,
     observe,
+    observe_both,
 )
 from tests.truth.scenario import Scenario
 from tests.truth.scenarios import scenarios
@@ -49,7 +49,8 @@ class Row:
 
     scenario: Scenario
     fault: Outcome
-    clean_ms: Sequence[float]  # of each twin
+    rated: Outcome  # the run whose interval is judged
+    clean_ms: Sequence[float]  # what has to be met: of each twin, or from and to
     cause: bool
     line: bool | None
     share: bool | None
@@ -105,11 +106,11 @@ def _arguments() -> argparse.Namespace:
 def _row(scenario: Scenario, directory: Path, kept: _Kept) -> Row:
     known = kept.get(scenario.name)
     if known is None:
-        fault, clean = _measured(scenario, directory)
-        kept.add(scenario.name, [asdict(fault), clean])
+        fault, rated, clean = _measured(scenario, directory)
+        kept.add(scenario.name, [asdict(fault), asdict(rated), clean])
     else:
-        fault, clean = _outcome(known[0]), known[1]
-    row = _judged(scenario, fault, clean)
+        fault, rated, clean = _outcome(known[0]), _outcome(known[1]), known[2]
+    row = _judged(scenario, fault, rated, clean)
     print(_line(row), file=sys.stderr, flush=True)
     return row
 
@@ -120,32 +121,34 @@ def _outcome(values: dict[str, Any]) -> Outcome:
     return Outcome(**{k: tuple(v) if k in lists else v for k, v in values.items()})
 
 
-def _measured(scenario: Scenario, directory: Path) -> tuple[Outcome, list[float]]:
-    """The run with the fault, and the steps of its twins without."""
+def _measured(scenario: Scenario, directory: Path) -> tuple[Outcome, Outcome, list[float]]:
+    """The run with the fault, that whose interval is judged, and the steps without the fault."""
     place = directory / scenario.name
     twins = scenario.has_clean_twin and not scenario.toggles
     clean = [observe(scenario, place / "before", "clean").step_ms] if twins else []
     fault = observe(scenario, place / "fault", "fault")
     if twins:
         clean.append(observe(scenario, place / "after", "clean").step_ms)
-    elif scenario.toggles:
-        clean = [fault.step_ms * clean_share(scenario, place / "both")]
+    rated = fault
+    if scenario.toggles:
+        rated, clean = observe_both(scenario, place / "both", fault)
     shutil.rmtree(place)
-    return fault, clean
+    return fault, rated, clean
 
 
-def _judged(scenario: Scenario, fault: Outcome, clean: list[float]) -> Row:
+def _judged(scenario: Scenario, fault: Outcome, rated: Outcome, clean: list[float]) -> Row:
     known = fault.share is not None and fault.true_share is not None
     return Row(
         scenario,
         fault,
+        rated,
         clean,
         cause=is_right_cause(scenario, fault),
         line=is_right_line(scenario, fault) if scenario.has_line else None,
         share=abs((fault.share or 0.0) - (fault.true_share or 0.0)) <= SHARE_POINTS
         if known
         else None,
-        what_if=holds_clean_twin(fault, clean),
+        what_if=holds_clean_twin(rated, clean),
     )
 
 
@@ -218,8 +221,8 @@ def _cells(row: Row) -> str:
         shares = f"{fault.true_share:.1%}, "
         shares += "-" if fault.share is None else f"{fault.share:.1%}"
     left = " and ".join(f"{ms:.1f}" for ms in row.clean_ms) + " ms" if row.clean_ms else "-"
-    if fault.low_ms is not None and row.clean_ms:
-        left += f", {fault.low_ms:.1f} to {fault.high_ms:.1f} ms"
+    if row.rated.low_ms is not None and row.clean_ms:
+        left += f", {row.rated.low_ms:.1f} to {row.rated.high_ms:.1f} ms"
     marks = [_mark(value) for value in (row.cause, row.line, row.share, row.what_if)]
     return " | ".join(
         (

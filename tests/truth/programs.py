@@ -3,9 +3,8 @@
 A script runs as `train.py fault` or `train.py clean`. The line with the fault ends in `# FAULT`.
 What the training thread lost to it the script measures itself, and prints as JSON at its end: that
 is the truth that the agent is compared with. As `train.py both` the fault comes and goes every 20
-steps, and the script tells what a step takes with and without: two processes that do the same
-differ by more than the interval that is to hold the truth. TRUTH_SCALE=4 makes runs four times as
-long.
+steps, and the script tells what a step takes without: two processes that do the same differ by more
+than the interval that is to hold the truth. TRUTH_SCALE=4 makes runs four times as long.
 """
 
 import textwrap
@@ -15,7 +14,7 @@ ITERATIONS = 15_000_000
 """Of a generator, a second. The scripts measure what they really took."""
 
 _PROGRAM = """\
-import gc, json, os, random, sys, threading, time
+import gc, json, os, random, statistics, sys, threading, time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -66,12 +65,19 @@ class Net(nn.Module):
 {definitions}
 
 
-def means(ends):
-    # Milliseconds a step without and with the fault, but for the first block.
+def apart(ends):
+    # Milliseconds that a step takes without and with the fault, but for the first block; and twice
+    # the standard error of the first.
     took = {{False: [], True: []}}
     for before, (is_faulty, end) in zip(ends[BLOCK - 1 :], ends[BLOCK:]):
         took[is_faulty].append(1e3 * (end - before[1]))
-    return [sum(found) / len(found) if found else None for found in took.values()]
+    clean = took[False]
+    error = 2 * statistics.stdev(clean) / len(clean) ** 0.5
+    return {{
+        "clean_ms": statistics.fmean(clean),
+        "error_ms": error,
+        "fault_ms": statistics.fmean(took[True]),
+    }}
 
 
 def main():
@@ -100,7 +106,8 @@ def main():
                 FAULT = step // BLOCK % 2 == 1
 {epoch_end}
     truth = {{"lost_s": lost, "train_s": clock() - begun, "steps": step}}
-    truth["clean_ms"], truth["fault_ms"] = means(ends) if MODE == "both" else (None, None)
+    if MODE == "both":
+        truth |= apart(ends)
     print(json.dumps(truth))
     sys.stdout.flush()
 {finish}
