@@ -244,8 +244,8 @@ class Config:
         _words,
         "names with commas between them",
         "Patches and samplers to leave out: dataloader, transfer, forward, backward, optimizer, "
-        "checkpoint, collectives, compile, process_group, loader_workers, ray_train, threads, "
-        "process, host, gpu, stacks, gc, sched, ring, faulthandler, exit.",
+        "checkpoint, collectives, compile, logging, process_group, loader_workers, ray_train, "
+        "threads, process, host, gpu, stacks, gc, sched, ring, faulthandler, exit.",
     )
     test_raise: bool = setting(
         False,

@@ -30,7 +30,15 @@ REQUIREMENTS = {
         "opentelemetry-distro==0.66b1",
         "opentelemetry-instrumentation-sqlite3==0.66b1",
     ),
-    # Not agents, but what starts trainings (tests/engines).
+    # Not agents, but what trainings log to, and what starts them (tests/engines).
+    "trackers": (
+        "tensorboard==2.21.0",
+        "tensorboardX==2.6.5",
+        "wandb==0.31.0",
+        "mlflow==3.17.2",
+        "clearml==2.1.12",
+        "aim==3.29.1",
+    ),
     "engines": (
         "accelerate==1.15.0",
         "deepspeed==0.19.8",

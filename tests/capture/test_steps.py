@@ -84,7 +84,7 @@ def test_a_step_spans_from_one_request_to_the_next(loop):
     assert [(s, d, m) for s, _, d, _, m in loop.closed] == [(1, 68, 1), (2, 68, 1), (3, 68, 1)]
     acc = dict(zip(PHASES, loop.closed[1][3], strict=True))
     assert acc == {"input_wait": 10, "h2d": 0, "forward": 20, "backward": 30, "optimizer": 5,
-                   "eval": 0, "checkpoint": 0, "compile": 0}  # fmt: skip
+                   "eval": 0, "checkpoint": 0, "compile": 0, "logging": 0}  # fmt: skip
 
 
 def test_steps_tile_the_time_line(loop):

@@ -247,8 +247,8 @@ def test_two_records_of_a_ring_that_claim_one_step_count_once(run_dir):
 
     path = run_dir / SLOTS[1]
     ring = Ring(path, capacity=4)
-    row = (7, FIRST_STEP_NS, 10 * MS, *[0] * 8, 0, 1, 4, 1, 7)
-    negative = (8, FIRST_STEP_NS, -10 * MS, *[0] * 8, 0, 1, 4, 1, 8)
+    row = (7, FIRST_STEP_NS, 10 * MS, *[0] * 9, 0, 1, 4, 1, 7)
+    negative = (8, FIRST_STEP_NS, -10 * MS, *[0] * 9, 0, 1, 4, 1, 8)
     for slot, values in enumerate((row, row, negative)):
         RECORD.pack_into(ring.buffer, 64 + slot * RECORD.size, *values)
     ring.close(remove=False)

@@ -16,6 +16,7 @@ def issue(kind, severity="warn", run_s=None, section="step_time", score=None):
         "score": score,
         "cost": cost,
         "saving": None,
+        "evidence": {},
         "action": f"mend {kind}",
     }
 
@@ -81,9 +82,9 @@ def test_one_cause_is_one_finding_and_what_tells_more_of_it():
 
 def test_the_primary_diagnosis_points_to_its_finding():
     found = ranked([issue("A", run_s=1.0), issue("INPUT_BOUND", run_s=9.0)])
-    primary = {"kind": "INPUT_BOUND", "section": "step_time"}
+    primary = {"kind": "INPUT_BOUND", "section": "step_time", "evidence": {}}
     assert behind(primary, found) == "INPUT_BOUND"
-    assert behind({"kind": "BALANCED", "section": "step_time"}, found) is None
+    assert behind({**primary, "kind": "BALANCED"}, found) is None
 
 
 def test_a_run_that_waits_for_input_says_what_it_costs_and_what_fixing_it_saves(tmp_path):

@@ -120,25 +120,10 @@ def test_steps_in_the_ring_of_a_killed_process_count(tmp_path):
     ring = Ring(path.with_suffix(".ring"), 16)
     start = made.FIRST_STEP_NS + 200 * MS
     for step in range(18, 24):
-        row = (
-            step,
-            start + (step - 21) * 10 * MS,
-            10 * MS,
-            0,
-            0,
-            3 * MS,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            1,
-            32,
-            1,
-        )
+        phases = (0, 0, 3 * MS, *[0] * 6)
+        row = (step, start + (step - 21) * 10 * MS, 10 * MS, *phases, 0, 1, 32, 1)
         RING_RECORD.pack_into(ring.buffer, slot_offset(step, 16), *row, step)
-    torn = (24, 0, 10 * MS, 0, 0, 3 * MS, 0, 0, 0, 0, 0, 0, 1, 32, 1, 7)
+    torn = (24, 0, 10 * MS, 0, 0, 3 * MS, *[0] * 6, 0, 1, 32, 1, 7)
     RING_RECORD.pack_into(ring.buffer, slot_offset(24, 16), *torn)
     ring.close(remove=False)
     payload = payload_of(tmp_path)

@@ -86,7 +86,7 @@ def test_a_spool_is_never_written_through_a_symbolic_link(tmp_path):
 def test_the_ring_gives_back_the_last_steps_in_order(tmp_path):
     ring = Ring(tmp_path / "a.ring", 4)
     for step in range(1, 8):
-        row = (step, step * 10, 10, *[0] * 8, 0, 1, -1, 1, step)
+        row = (step, step * 10, 10, *[0] * 9, 0, 1, -1, 1, step)
         RECORD.pack_into(ring.buffer, slot_offset(step, 4), *row)
     ring.close(remove=False)
     rows = read_ring(tmp_path / "a.ring")

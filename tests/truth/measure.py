@@ -20,6 +20,7 @@ class Outcome:
     """One run of a scenario: what was true and what was found."""
 
     primary: str
+    cause: str | None  # the kind of the finding that the verdict gives as its cause
     kinds: tuple[str, ...]  # of all findings, the costliest first
     found: str | None  # the one that names the cause
     place: tuple[str, int] | None  # name of the file, line
@@ -82,6 +83,7 @@ def outcome_of(scenario: Scenario, summary: dict[str, Any], truth: dict[str, flo
         claimed = cost["run_s"] * cost.get("line_share", 1.0) / steps_s
     return Outcome(
         primary=summary["primary_diagnosis"]["kind"],
+        cause=summary["primary_diagnosis"]["evidence"].get("cause"),
         kinds=tuple(f["kind"] for f in findings),
         found=None if named is None else named["kind"],
         place=None if place is None else (Path(place["file"]).name, place["line"]),
@@ -98,7 +100,8 @@ def is_right_cause(scenario: Scenario, outcome: Outcome) -> bool:
     """Whether the verdict or the costliest finding names the cause; nothing, where nothing is."""
     if not scenario.kinds:
         return not false_alarms(outcome)
-    return outcome.primary in scenario.kinds or outcome.kinds[:1] == (outcome.found,) != (None,)
+    told = {outcome.primary, outcome.cause} & set(scenario.kinds)
+    return bool(told) or outcome.kinds[:1] == (outcome.found,) != (None,)
 
 
 def false_alarms(outcome: Outcome) -> tuple[str, ...]:

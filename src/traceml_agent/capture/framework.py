@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from _thread import get_ident
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from traceml_agent.capture.open_step import NONE
@@ -19,8 +19,8 @@ from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
 from traceml_agent.capture.user_code import user_line
 from traceml_agent.guard import guard
-from traceml_agent.schema.phases import CHECKPOINT, EVAL, PATCH_OF_PHASE, PHASES
-from traceml_agent.schema.records import FRAMEWORK_EVENT, LOGGING_EVENT, Event
+from traceml_agent.schema.phases import CHECKPOINT, EVAL, LOGGING, PATCH_OF_PHASE, PHASES
+from traceml_agent.schema.records import FRAMEWORK_EVENT, Event
 
 NOTED_NS = 100_000
 """Logging is an event once it took so long, alone or together. Chosen: 1 % of a step of 10 ms."""
@@ -30,15 +30,20 @@ some thousands of them, and their sum stays right."""
 
 clock = time.perf_counter_ns
 Method = Callable[..., Any]
-OPEN_LOGGING: list[str] = []
-"""The framework that is logging: one that another one calls meanwhile is a part of it."""
+Before = Callable[..., str | None]
+"""Called with the detail of the event and the arguments of the call; returns what it counts as."""
+_WRAPPERS: list[Any] = []
+_INTERRUPTED_NS = [0]
+"""What checkpoints took of the evaluation that is open: it goes on after them."""
 
 
 class Framework:
     """What one framework did in this process so far. Only the training thread writes it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *packages: str) -> None:
+        """`packages`: any of them has its version, if its name is another one."""
         self.name = name
+        self._packages = packages or (name,)
         self._begin()
         os.register_at_fork(after_in_child=self._begin)
 
@@ -46,13 +51,15 @@ class Framework:
         self.counts: dict[str, int] = {}
         self.epochs: float | None = None
         self.steps: int | None = None
-        OPEN_LOGGING.clear()
+        self._is_told = True
         self._unnoted_ns = 0
         self._noted = 0
 
     def count(self, kind: str) -> None:
         """One more of `evaluations`, `checkpoints`, ..."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        self._is_told = False
+        SESSION.looks[f"framework {self.name}"] = self._look
 
     def trained(self, epochs: float, steps: int) -> None:
         """A training ended, with so many epochs and steps by the framework's own account."""
@@ -63,43 +70,47 @@ class Framework:
 
     def tell(self) -> None:
         """Writes down what is known by now; a later one wins."""
+        SESSION.events.append(self._event())
+
+    def logged(self, elapsed_ns: int, call: str, caller: Any) -> None:
+        """Logging took so long, by this call in this frame."""
+        self._unnoted_ns += elapsed_ns
+        if self._unnoted_ns >= NOTED_NS << (self._noted // NOTED_EACH):
+            self._noted += 1
+            detail: Detail = {"call": call, "at": user_line(caller)}
+            SESSION.note_event(PHASES[LOGGING], self._unnoted_ns, detail)
+            self._unnoted_ns = 0
+
+    def _look(self, at_end: bool) -> Sequence[Event]:
+        return [self._event()] if at_end and not self._is_told else []
+
+    def _event(self) -> Event:
+        self._is_told = True
         # Not known before the package is imported to its end.
-        version = getattr(sys.modules.get(self.name), "__version__", None)
-        detail: dict[str, str | int | float | None] = {
+        known = (getattr(sys.modules.get(name), "__version__", None) for name in self._packages)
+        detail: Detail = {
             "framework": self.name,
-            "version": version if isinstance(version, str) else None,
+            "version": next((version for version in known if isinstance(version, str)), None),
             **self.counts,
         }
         if self.epochs is not None:
             detail |= {"epochs": self.epochs, "steps": self.steps}
-        step = SESSION.tracker.step
-        SESSION.events.append(Event(FRAMEWORK_EVENT, clock(), None, step, detail))
-
-    def begin_logging(self) -> bool:
-        """Whether this is the outermost call that logs."""
-        if OPEN_LOGGING:
-            return False
-        OPEN_LOGGING.append(self.name)
-        return True
-
-    def end_logging(self, elapsed_ns: int, call: str) -> None:
-        """Logging took so long, phases in it aside."""
-        OPEN_LOGGING.clear()
-        self._unnoted_ns += max(0, elapsed_ns)
-        if self._unnoted_ns >= NOTED_NS << (self._noted // NOTED_EACH):
-            self._noted += 1
-            SESSION.note_event(LOGGING_EVENT, self._unnoted_ns, {"call": call})
-            self._unnoted_ns = 0
+        return Event(FRAMEWORK_EVENT, clock(), None, SESSION.tracker.step, detail)
 
 
 def patch(
-    owner: type, name: str, wrap: Callable[..., Method], *args: Any, **kwargs: Any
+    owner: Any, name: str, wrap: Callable[..., Method], *args: Any, **kwargs: Any
 ) -> list[str]:
-    """Puts a wrapper around a method; its name in a list if this version of the class has none."""
-    original = vars(owner).get(name)
+    """Puts a wrapper around a method, once; its name in a list if this version of the class has
+    none."""
+    original = vars(owner).get(name, getattr(owner, name, None))
+    if original in _WRAPPERS:
+        return []
     if not inspect.isfunction(original):
         return [name]
-    setattr(owner, name, standing_for(wrap(original, *args, **kwargs), original))
+    wrapper = standing_for(wrap(original, *args, **kwargs), original)
+    _WRAPPERS.append(wrapper)
+    setattr(owner, name, wrapper)
     return []
 
 
@@ -118,24 +129,44 @@ def status_of(missing: list[str]) -> str:
     return f"active, but for what this version does not have: {', '.join(missing)}"
 
 
-def in_phase(original: Method, phase: int, framework: Framework, kind: str, call: str) -> Method:
-    """The method, all of it in one phase where none is open; `kind` counts it."""
+def in_phase(
+    original: Method,
+    phase: int,
+    framework: Framework,
+    kind: str,
+    call: str,
+    before: Before | None = None,
+    after: Callable[[Any, Detail], None] | None = None,
+) -> Method:
+    """The method, all of it one phase, EVAL or CHECKPOINT, where none is open; a checkpoint
+    interrupts an evaluation. `kind` counts it; `before` and `after` know more of the object that is
+    called."""
     tracker, gate = SESSION.tracker, SESSION.gates[PATCH_OF_PHASE[PHASES[phase]]]
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        if gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
+        within = tracker.phase
+        fits = within == NONE or (phase == CHECKPOINT and within == EVAL and tracker.evaluating)
+        if gate.shut or not fits or get_ident() != tracker.owner or SESSION.torch is None:
             return original(*args, **kwargs)
         detail: Detail = {"call": call}
-        with guard("line of a framework's call"):
+        counted: str | None = kind
+        with guard("call of a framework"):
             caller = sys._getframe(1)
             if phase == CHECKPOINT:
                 detail = detail_of(call, caller)
             else:
                 detail["at"] = user_line(caller)
             del caller
+            if before is not None:
+                counted = before(detail, *args, **kwargs)
+        if counted is None:
+            return original(*args, **kwargs)
         failed = 1
+        begun = clock()
         previous = tracker.enter(phase)
         tracker.evaluating += phase == EVAL
+        if within == NONE:
+            _INTERRUPTED_NS[0] = 0
         try:
             result = original(*args, **kwargs)
             failed = 0
@@ -144,24 +175,76 @@ def in_phase(original: Method, phase: int, framework: Framework, kind: str, call
             hide_frame(error)
             raise
         finally:
-            elapsed = tracker.leave(previous)
+            if tracker.phase == phase:
+                tracker.leave(previous)
             tracker.evaluating -= phase == EVAL
+            elapsed = clock() - begun
             with guard("framework"):
-                framework.count(kind)
-                if failed and phase == CHECKPOINT:
+                if within != NONE:
+                    _INTERRUPTED_NS[0] += elapsed
+                elif phase == EVAL:
+                    elapsed -= _INTERRUPTED_NS[0]
+                framework.count(counted)
+                if failed:
                     detail["failed"] = 1
-                SESSION.note_event(PHASES[phase], elapsed, detail)
+                if after is not None:
+                    after(args[0], detail)
+                name = counted if counted == SANITY_CHECK else PHASES[phase]
+                SESSION.note_event(name, elapsed, detail)
                 framework.tell()
 
     return method
 
 
-def to_its_end(original: Method, where: str, told: Callable[[Any], None] | None = None) -> Method:
-    """A training loop: its last step ends with it, whatever the program does afterwards. `told` is
-    called with the object that trained."""
+SANITY_CHECK = "sanity_check"
+"""An evaluation before training, whose event has this name of its own."""
+
+
+def as_logging(
+    original: Method, framework: Framework, call: str, applies: Callable[..., bool] | None = None
+) -> Method:
+    """The method, all of it logging where no phase is open. `applies` is asked with its arguments
+    whether it goes to any logger."""
+    tracker, gate = SESSION.tracker, SESSION.gates[PATCH_OF_PHASE[PHASES[LOGGING]]]
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if gate.shut or get_ident() != tracker.owner:
+            return original(*args, **kwargs)
+        if applies is not None:
+            is_told = False
+            with guard("logging"):
+                is_told = applies(*args, **kwargs)
+            if not is_told:
+                return original(*args, **kwargs)
+        framework.count("logs")
+        if tracker.phase != NONE:
+            return original(*args, **kwargs)
+        previous = tracker.enter(LOGGING)
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        finally:
+            elapsed = tracker.leave(previous)
+            with guard("logging"):
+                framework.logged(elapsed, call, sys._getframe(1))
+
+    return method
+
+
+def to_its_end(
+    original: Method, where: str, begin: Callable[[Any], Callable[[], None]] | None = None
+) -> Method:
+    """A training loop: its last step ends with it, whatever the program does afterwards. `begin` is
+    called with the object that trains, and what it returns at the end."""
     tracker = SESSION.tracker
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tell: Callable[[], None] | None = None
+        with guard(where):
+            if begin is not None:
+                tell = begin(self)
         try:
             return original(self, *args, **kwargs)
         except BaseException as error:
@@ -171,35 +254,7 @@ def to_its_end(original: Method, where: str, told: Callable[[Any], None] | None 
             with guard(where):
                 if get_ident() == tracker.owner:
                     tracker.end_training()
-                    if told is not None:
-                        told(self)
+                    if tell is not None:
+                        tell()
 
     return run
-
-
-def as_logging(original: Method, framework: Framework, call: str) -> Method:
-    """The method, its time noted as logging where no phase is open: a part of the residual."""
-    tracker = SESSION.tracker
-
-    def method(*args: Any, **kwargs: Any) -> Any:
-        if get_ident() != tracker.owner:
-            return original(*args, **kwargs)
-        framework.count("logs")
-        if tracker.phase != NONE or not framework.begin_logging():
-            return original(*args, **kwargs)
-        segment = tracker.segment
-        before = sum(segment.acc)
-        begun = clock()
-        try:
-            return original(*args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            elapsed = clock() - begun
-            with guard("framework"):
-                now = tracker.segment  # another one: what is in it was measured in here
-                inside = sum(now.acc) - (before if now is segment else 0)
-                framework.end_logging(elapsed - inside, call)
-
-    return method

@@ -32,6 +32,8 @@ from traceml_agent.guard import guard, record_fault
 Install = Callable[[Any], str]
 """Patches a module and returns "active", or in words why not."""
 
+SKIPPED = "skipped by TRACEML_SKIP"
+LOGGING = "logging"
 PATCHES: tuple[tuple[str, Install], ...] = (
     ("dataloader", dataloader.install),
     ("transfer", transfer.install),
@@ -56,6 +58,8 @@ def on_torch(torch: Any) -> None:
     SESSION.arm(torch)
     for name, install in PATCHES:
         _install(name, install, torch)
+    if LOGGING in SESSION.config.skip:  # frameworks that log ask the gate alone
+        SESSION.shut(LOGGING, SKIPPED)
     exit_.register()
 
 
@@ -95,6 +99,13 @@ def on_ray_train(module: Any) -> None:
     _install("ray_train", ray_train.install, module)
 
 
+def on_tracker(module: Any) -> None:
+    """A tracker: what the loop logs to it becomes a phase."""
+    from traceml_agent.integrations import trackers
+
+    _install(LOGGING, trackers.install, module)
+
+
 def on_lightning(package: Any) -> None:
     """PyTorch Lightning or Fabric: what their loops know themselves."""
     from traceml_agent.integrations import lightning
@@ -103,6 +114,11 @@ def on_lightning(package: Any) -> None:
     lightning.look_again()
 
 
+TRACKER_MODULES = (
+    "torch.utils.tensorboard.writer", "tensorboardX.writer", "wandb.sdk.wandb_run",
+    "mlflow.tracking.client", "clearml.logger", "aim.sdk.run",
+)  # fmt: skip
+"""The keys of `integrations.trackers.TRACKERS`, which is imported with the first of them alone."""
 HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("torch", on_torch),
     ("torch._dynamo", on_dynamo),
@@ -114,6 +130,7 @@ HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("pytorch_lightning", on_lightning),
     ("lightning.fabric", on_lightning),
     ("lightning_fabric", on_lightning),
+    *((name, on_tracker) for name in TRACKER_MODULES),
     ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 
@@ -141,7 +158,7 @@ def _safe(hook: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def _install(name: str, install: Install, module: Any) -> None:
     if name in SESSION.config.skip:
-        SESSION.set_status(name, "skipped by TRACEML_SKIP")
+        SESSION.set_status(name, SKIPPED)
         return
     if asked().leaves_out(name):
         SESSION.set_status(name, asked().reason)

@@ -9,7 +9,11 @@ from collections.abc import Collection
 from types import CodeType
 from typing import NamedTuple
 
+from traceml_agent.schema.stacks import FREE_CALLS
+
 _COMPREHENSIONS = {"<listcomp>", "<genexpr>", "<setcomp>", "<dictcomp>"}
+END = -2
+"""In place of an instruction: the last one of the function."""
 MOST_BYTES = 60_000
 """Of bytecode. Chosen: a function of 3,000 lines; to take apart a longer one costs 0.1 s."""
 
@@ -31,14 +35,21 @@ class Lines:
         self._calls: set[int] = set()
         self._comprehensions: set[int] = set()
         self._line_at: dict[int, int] = {}
+        self._free: set[int] = set()  # offsets
+        self.end = 0  # offset of the last instruction
+        names = _Callees()
         line = code.co_firstlineno
         starts = {start: number for start, _, number in code.co_lines() if number is not None}
         found = dis.get_instructions(code) if len(code.co_code) <= MOST_BYTES else ()
         for at in found:
             line = starts.get(at.offset, line)
             self._line_at[at.offset] = line
-            if "CALL" in at.opname:
+            if names.is_free(at):
+                self._free.add(at.offset)
+            elif "CALL" in at.opname and at.opname != "PRECALL":
                 self._calls.add(line)
+            if at.opname.startswith("RETURN_") and line >= self._line_at.get(self.end, 0):
+                self.end = at.offset
             is_code = isinstance(at.argval, CodeType)
             if is_code and at.argval.co_name in _COMPREHENSIONS:
                 self._comprehensions.add(line)
@@ -53,15 +64,26 @@ class Lines:
                     self._loops.append(_Loop(at.argval, at.offset + 2, head, above))
         self._all = frozenset(self._line_at.values())
 
-    def before(self, instruction: int, seen: Collection[int]) -> int | None:
+    def is_free(self, instruction: int) -> bool:
+        """Whether this is a call that takes no time."""
+        return instruction in self._free
+
+    def before(
+        self, instruction: int, seen: Collection[int], *, whole: bool = False, sure: bool = False
+    ) -> int | None:
         """The line that ran before this instruction, after the last line that was `seen`.
 
-        None where several can have taken the time, or none, or where it is not known.
+        None where several can have taken the time, or none, or where it is not known. `whole`: the
+        function began in that time. `sure`: only a line that repeats something.
         """
+        if instruction == END:
+            instruction = self.end
         line = self._line_at.get(instruction)
         if line is None:
             return None
         between = self._between(instruction, line, seen)
+        if between is None and whole:
+            between = {n for n in self._all if n < line}
         if between is None:
             return None
         ended = [x for x in self._loops if not x.begin <= instruction < x.end]
@@ -72,7 +94,7 @@ class Lines:
         own = line in self._comprehensions or any(loop.line == line for loop in ended)
         if own and not self._is_header(instruction):
             repeats.add(line)  # arguments are made before the call
-        if repeats:
+        if repeats or sure:
             return repeats.pop() if len(repeats) == 1 else None
         calls = self._calls & between
         return calls.pop() if len(calls) == 1 else None
@@ -100,3 +122,26 @@ class Lines:
 
     def _is_header(self, instruction: int) -> bool:
         return any(loop.begin == instruction for loop in self._loops)
+
+
+class _Callees:
+    """Follows which function each call of a code object is of, as far as its name stands there.
+
+    From Python 3.11 on a NULL is pushed where the callee of a call is loaded; calls end in the
+    reverse order.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[str | None] = []
+
+    def is_free(self, at: dis.Instruction) -> bool:
+        """Whether this instruction ends a call that takes no time; to be asked of each in order."""
+        if at.opname == "PUSH_NULL":
+            self._open.append(None)  # whatever is loaded next
+        elif at.opname == "LOAD_METHOD" or (at.opname.startswith("LOAD_") and "NULL" in at.argrepr):
+            self._open.append(str(at.argval))
+        elif at.opname in ("CALL", "CALL_METHOD") and self._open:
+            return self._open.pop() in FREE_CALLS
+        elif at.opname in ("CALL_FUNCTION_EX", "CALL_KW") and self._open:
+            self._open.pop()
+        return False

@@ -6,6 +6,7 @@ Python costs several times what it costs in a tight loop.
 
 import time
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from traceml_agent.capture.segment import Segment
@@ -45,6 +46,12 @@ def pause_limit(step_ns: int) -> int:
     return max(IDLE_NS, IDLE_RATIO * step_ns)
 
 
+Collate = tuple[int, CodeType | None, CodeType | None]
+"""When the training thread last began to make a batch of items, the function that makes an item,
+and the one that makes the batch."""
+NO_COLLATE: Collate = (0, None, None)
+
+
 class OpenStep:
     """The step in progress. Plain slots: it is read and written on the hot path."""
 
@@ -70,6 +77,7 @@ class OpenStep:
         "audit",
         "audit_at",
         "bracket",
+        "collating",
         "device",
         "evaluating",
         "last_duration",
@@ -102,6 +110,7 @@ class OpenStep:
         self.audit: Any = None  # an Audit once training is proven
         self.audit_at = NEVER  # step at whose end the audit takes its turn
         self.on_shut: Callable[[str], None] | None = None  # a patch failed too often
+        self.collating = NO_COLLATE
         self._roles: dict[int, int] = {}  # loader -> INPUT_WAIT or EVAL
         self._forget_step()
 

@@ -24,7 +24,7 @@ class Segment:
 
     def __init__(self, start: int) -> None:
         self.start = start  # 0: not begun
-        self.acc = [0, 0, 0, 0, 0, 0, 0, 0]  # nanoseconds, in the order of PHASES
+        self.acc = [0, 0, 0, 0, 0, 0, 0, 0, 0]  # nanoseconds, in the order of PHASES
         self.d2h_ns = 0
         self.batches = 0  # of the loader that was asked first
         self.loader = 0  # key of that loader

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from traceml_agent.capture.code_line import NAME_LIMIT, code_line, position
-from traceml_agent.capture.line_before import Lines
+from traceml_agent.capture.code_line import NAME_LIMIT, code_line
+from traceml_agent.capture.line_before import END
+from traceml_agent.capture.prior_lines import BEFORE, WITHIN, PriorLines, Seen, last_instruction
 from traceml_agent.capture.source_text import SourceText
 from traceml_agent.capture.user_code import (
-    cell,
-    function_name,
     installed_program,
     is_library,
     library_name,
@@ -33,8 +32,6 @@ MOST_STACKS = 2_000
 """In memory, some 600 bytes each. Chosen: a loop with a large model has a few hundred."""
 MOST_CODES = 10_000
 """Functions that are known; a program that compiles a new one in each step must not grow."""
-MOST_TAKEN_APART = 50
-"""Functions whose bytecode is looked at. Chosen: the loop, and what calls the model."""
 MOST_ROWS = 200
 """Of a table that is written. Chosen: beyond, a row has no share that anything would be said of."""
 _PHASES_BEGIN = (
@@ -43,13 +40,14 @@ _PHASES_BEGIN = (
     "torch/_tensor.py",
     "torch/optim/optimizer.py",
 )
+_FETCH = "torch/utils/data/_utils/fetch.py"
 _Key = tuple[Any, ...]
 
 
 class Sample(NamedTuple):
     """A stack that was seen, before it is counted."""
 
-    key: _Key  # phase, before, callee, and code and instruction of each line
+    key: _Key  # phase, BEFORE or WITHIN or 0, callee, and code and instruction of each line
     leaf: int
     weight_ns: int
     late: bool
@@ -114,7 +112,8 @@ class StackTally:
         self._program = installed_program()
         self._lines: dict[tuple[int, int], CodeLine] = {}
         self._begins: set[int] = set()  # numbers of codes in which a phase begins
-        self._lines_of: dict[int, Lines] = {}  # by number of a code
+        self._fetches: set[int] = set()  # of those in which a DataLoader makes a batch
+        self._priors = PriorLines(self._codes)
 
     def add(self, frame: FrameType | None, phase: str, weight_ns: int) -> None:
         """Counts the stack whose innermost frame this is."""
@@ -129,10 +128,16 @@ class StackTally:
         late: bool = False,
         before: bool = False,
         yielded: bool = False,
+        collated: CodeType | None = None,
+        fetched: CodeType | None = None,
     ) -> Sample:
-        """The stack whose innermost frame this is, to be counted; StackRow has the words."""
+        """The stack whose innermost frame this is, to be counted; StackRow has the words.
+
+        `collated`: the function that makes a batch of items ran when it was due. `fetched`: this
+        one, which makes an item, did.
+        """
         known = self._known
-        key: list[Any] = [phase, before, 0]
+        key: list[Any] = [phase, BEFORE if before else 0, 0]
         leaf = depth = 0
         while frame is not None and depth < DEEPEST:
             code = frame.f_code
@@ -148,8 +153,15 @@ class StackTally:
             if before and number in self._begins:  # what is further in began since
                 del key[3:]
                 key[2] = leaf = 0
+            elif fetched is not None and number in self._fetches:
+                item = self._look_at(fetched)
+                if item > 0:
+                    key[1:] = [WITHIN, 0, item, END]
+                    leaf = 0
             frame = frame.f_back
             depth += 1
+        if collated is not None and len(key) > 3 and key[3] == self._look_at(collated):
+            key[1] = WITHIN
         return Sample(tuple(key), leaf, weight_ns, late, yielded)
 
     def count(self, sample: Sample) -> None:
@@ -181,6 +193,8 @@ class StackTally:
                 number = 0
             if of_library and library_name(code).startswith(_PHASES_BEGIN):
                 self._begins.add(number)
+            if of_library and library_name(code).startswith(_FETCH):
+                self._fetches.add(number)
             self._numbers[same] = number
         self._known[id(code)] = (code, number)
         return number
@@ -198,7 +212,7 @@ class StackTally:
             pair[0] += count.samples
             pair[1] += count.weight_ns
         numbers: dict[CodeLine, int] = {}
-        seen = self._seen(counts[:most_rows])
+        seen = self._priors.seen(counts[:most_rows])
         rows = _merged(
             self._row(key, count, source, numbers, seen) for key, count in counts[:most_rows]
         )
@@ -220,52 +234,16 @@ class StackTally:
                 return data
             most_rows //= 2
 
-    def _seen(self, counts: list[tuple[_Key, _Count]]) -> dict[int, set[int]]:
-        """The lines of the functions that `_prior` asks about, in which the thread surely was."""
-        asked = {key[3] for key, _ in counts if key[1] and len(key) > 3}
-        places = {
-            pair
-            for key, count in counts
-            if not key[1] and count.samples > count.yielded
-            for pair in zip(key[3::2], key[4::2], strict=True)
-            if pair[0] in asked
-        }
-        found: dict[int, set[int]] = {}
-        for number, instruction in places:
-            line = position(self._codes[number - 1], instruction)[0]
-            found.setdefault(number, set()).add(line)
-        return found
-
-    def _prior(self, key: _Key, source: SourceText, seen: dict[int, set[int]]) -> CodeLine | None:
-        """The line that ran before that of a stack, where only one can have taken the time."""
-        if not key[1] or len(key) == 3:
-            return None
-        number, instruction = key[3:5]
-        code = self._codes[number - 1]
-        if number not in self._lines_of:
-            if len(self._lines_of) >= MOST_TAKEN_APART:
-                return None
-            self._lines_of[number] = Lines(code)
-        line = self._lines_of[number].before(instruction, seen.get(number, ()))
-        if line is None:
-            return None
-        return CodeLine(
-            file=source.file_name(cell(code.co_filename) or code.co_filename),
-            line=line,
-            function=source.file_name(function_name(code))[:NAME_LIMIT],
-            text=source.line(code.co_filename, line),
-        )
-
     def _row(
         self,
         key: _Key,
         count: _Count,
         source: SourceText,
         numbers: dict[CodeLine, int],
-        seen: dict[int, set[int]],
+        seen: Seen,
     ) -> StackRow:
         phase, before, callee, *rest = key
-        prior = self._prior(key, source, seen)
+        prior = self._priors.line(key, count, source, seen)
         pairs = zip(rest[::2], rest[1::2], strict=True)
         lines = [self._line(number, instruction, source) for number, instruction in pairs]
         return StackRow(
@@ -274,7 +252,7 @@ class StackTally:
             samples=count.samples,
             weight_ns=count.weight_ns,
             late=count.late,
-            before=before,
+            before=before == BEFORE,
             callee=self._library_name(callee),
             leaf=None if count.leaf == callee else self._library_name(count.leaf),
             yielded=count.yielded,
@@ -290,7 +268,9 @@ class StackTally:
         if found is None:
             if len(self._lines) >= MOST_CODES:
                 self._lines.clear()
-            found = code_line(self._codes[number - 1], instruction, source)
+            code = self._codes[number - 1]
+            at = last_instruction(code) if instruction == END else instruction
+            found = code_line(code, at, source)
             self._lines[number, instruction] = found
         return found
 

@@ -51,7 +51,7 @@ def install(module: Any) -> str:
     missing += patch(trainer, "log", as_logging, framework, "Trainer.log")
     missing += patch(
         trainer, "_inner_training_loop", to_its_end, NAME,
-        lambda trained: framework.trained(*_done(trained)),
+        lambda trainer: lambda: framework.trained(*_done(trainer)),
     )  # fmt: skip
     _PATCHED.append(trainer)
     return status_of(missing)

@@ -7,149 +7,105 @@ begins and ends; and that the closure of an optimizer's step is not the optimize
 """
 
 import sys
-from _thread import get_ident
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent import api
-from traceml_agent.capture.framework import to_its_end
-from traceml_agent.capture.open_step import NONE
-from traceml_agent.capture.patches.checkpoint import Detail, detail_of
-from traceml_agent.capture.patches.disguise import hide_frame
+from traceml_agent.capture.framework import (
+    SANITY_CHECK,
+    Framework,
+    as_logging,
+    in_phase,
+    patch,
+    to_its_end,
+)
+from traceml_agent.capture.patches.checkpoint import Detail
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
-from traceml_agent.integrations.stretches import Stretch, clock, watch, within
-from traceml_agent.schema.phases import FORWARD
+from traceml_agent.integrations.lightning_loops import closure, epoch, redirection
+from traceml_agent.schema.phases import CHECKPOINT, EVAL
 
 if TYPE_CHECKING:
     TraceMLCallback: type[Any]
 
-_STEP = "_traceml_training_step"
 PYTORCH = ("lightning.pytorch", "pytorch_lightning")
 _STARTUP = "traceml_agent.startup"
 """Imported in every process in which the agent is on."""
 FABRIC = ("lightning.fabric", "lightning_fabric")
 
 
-# What is told of each stretch
+_FRAMEWORK = Framework("lightning", *PYTORCH, *FABRIC)
 
 
-def _evaluation(loop: Any) -> Stretch:
+# What is told of each call
+
+
+def _evaluation(detail: Detail, loop: Any, *_args: Any, **_kwargs: Any) -> str:
     trainer = loop.trainer
     stage = getattr(trainer.state, "stage", None)
     sanity = bool(trainer.sanity_checking)
     name = "sanity_check" if sanity else str(getattr(stage, "value", stage))
-    detail: Detail = {
+    detail |= {
         "call": name,
         "stage": name,
         "epoch": int(trainer.current_epoch),
         "batches": -int(loop.batch_progress.total.completed),
     }
-    return Stretch("sanity_check" if sanity else "eval", detail)
+    if sanity:
+        return SANITY_CHECK
+    return "predictions" if name == "predict" else "evaluations"
 
 
-def _evaluated(loop: Any, stretch: Stretch) -> None:
-    before = stretch.detail["batches"]
+def _evaluated(loop: Any, detail: Detail) -> None:
+    before = detail["batches"]
     if isinstance(before, int):
-        stretch.detail["batches"] = before + int(loop.batch_progress.total.completed)
+        detail["batches"] = before + int(loop.batch_progress.total.completed)
 
 
-def _checkpoint(*_args: Any, **_kwargs: Any) -> Stretch:
-    # The frames: this, the wrapper, and who called that.
-    return Stretch("checkpoint", detail_of("save_checkpoint", sys._getframe(2)))
-
-
-def _logging(owner: Any, metrics: Any, step: Any = None) -> Stretch | None:
-    """Of a connector of a trainer, or a Fabric; None where nothing goes to any logger."""
+def _logs(owner: Any, metrics: Any, step: Any = None) -> bool:
+    """Of a connector of a trainer, or a Fabric; False where nothing goes to any logger."""
     trainer = getattr(owner, "trainer", None)
     loggers = owner._loggers if trainer is None else trainer.loggers
-    return Stretch("logging") if loggers and metrics else None
+    return bool(loggers and metrics)
 
 
-def _closure(original: Any) -> Any:
-    tracker = SESSION.tracker
+def _training(loop: Any) -> Callable[[], None]:
+    """A training begins; at its end: epochs and steps by Lightning's own account."""
+    epochs, steps = _progress(loop)
 
-    def _wrap_closure(self: Any, *args: Any, **kwargs: Any) -> Any:
-        inside = get_ident() == tracker.owner and tracker.begin_closure()
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            if inside:
-                tracker.end_closure()
+    def tell() -> None:
+        after = _progress(loop)
+        _FRAMEWORK.trained(after[0] - epochs, after[1] - steps)
 
-    return _wrap_closure
+    return tell
 
 
-def _redirection(original: Any) -> Any:
-    """With manual optimization all of `training_step`, backward and updates too, runs inside the
-    forward call of DistributedDataParallel: it is a loop of its own, and no forward."""
-
-    def __call__(
-        self: Any, wrapper: Any, module: Any, method: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        if method == "training_step" and not module.automatic_optimization:
-            with guard("training step in a wrapper"):
-                if not hasattr(type(module), _STEP):
-                    _lightning_class(module)._traceml_training_step = _training_step
-                method = _STEP
-        try:
-            return original(self, wrapper, module, method, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-
-    return __call__
+def _progress(loop: Any) -> tuple[float, int]:
+    # Not `global_step`: each of several optimizers counts there.
+    return float(loop.trainer.current_epoch), int(loop.epoch_loop._batches_that_stepped)
 
 
-def _lightning_class(module: Any) -> Any:
-    return next(c for c in type(module).__mro__ if c.__name__ == "LightningModule")
+def _saving(call: str) -> Any:
+    return partial(in_phase, phase=CHECKPOINT, framework=_FRAMEWORK, kind="checkpoints", call=call)
 
 
-def _training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-    tracker = SESSION.tracker
-    inside = tracker.phase == FORWARD and get_ident() == tracker.owner
-    if inside:
-        tracker.leave(NONE)
-    try:
-        return self.training_step(*args, **kwargs)
-    except BaseException as error:
-        hide_frame(error)
-        raise
-    finally:
-        if inside:
-            tracker.enter(FORWARD)
-
-
-def _epoch(original: Any) -> Any:
-    """An event for each training epoch, with its validations and checkpoints."""
-
-    def advance(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = clock()
-        number = self.trainer.current_epoch
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            with guard("epoch"):
-                SESSION.note_event("epoch", clock() - begun, {"epoch": int(number)})
-
-    return advance
-
-
-_EVALUATION = within(_evaluation, _evaluated)
-_SAVING = within(_checkpoint, None)
-_LOGGING = within(_logging, None)
-_ENDING = partial(to_its_end, where="end of a training")
+_EVALUATION = partial(
+    in_phase, phase=EVAL, framework=_FRAMEWORK, kind="evaluations", call="validate",
+    before=_evaluation, after=_evaluated,
+)  # fmt: skip
+_LOGGING = partial(as_logging, framework=_FRAMEWORK, call="log_metrics", applies=_logs)
+_ENDING = partial(to_its_end, where="end of a training", begin=_training)
 
 PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
     ("evaluation", (("loops.evaluation_loop", "_EvaluationLoop"),), "run", _EVALUATION),
     ("prediction", (("loops.prediction_loop", "_PredictionLoop"),), "run", _EVALUATION),
-    ("checkpoints", (("trainer.trainer", "Trainer"),), "save_checkpoint", _SAVING),
+    (
+        "checkpoints",
+        (("trainer.trainer", "Trainer"),),
+        "save_checkpoint",
+        _saving("save_checkpoint"),
+    ),
     (
         "logging",
         (("trainer.connectors.logger_connector.logger_connector", "_LoggerConnector"),),
@@ -163,22 +119,22 @@ PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
             ("plugins.precision.precision_plugin", "PrecisionPlugin"),  # before 2.2
         ),
         "_wrap_closure",
-        _closure,
+        closure,
     ),
     (
         "manual optimization in a wrapper",
         (("strategies.strategy", "_ForwardRedirection"),),
         "__call__",
-        _redirection,
+        redirection,
     ),
-    ("epochs", (("loops.fit_loop", "_FitLoop"),), "advance", _epoch),
+    ("epochs", (("loops.fit_loop", "_FitLoop"),), "advance", epoch),
     ("the end of a training", (("loops.fit_loop", "_FitLoop"),), "run", _ENDING),
 )
 """What is watched: its name for people, the modules and classes in which versions have it, the
 method, and what makes its wrapper."""
 
 FABRIC_PARTS: tuple[tuple[str, tuple[tuple[str, str], ...], str, Any], ...] = (
-    ("checkpoints", (("fabric", "Fabric"),), "save", _SAVING),
+    ("checkpoints", (("fabric", "Fabric"),), "save", _saving("Fabric.save")),
     ("logging", (("fabric", "Fabric"),), "log_dict", _LOGGING),
 )
 
@@ -234,8 +190,7 @@ def _put(package: Any, places: tuple[tuple[str, str], ...], method: str, make: A
         module = sys.modules.get(f"{package.__name__}.{module_name}")
         owner = getattr(module, class_name, None)
         if callable(getattr(owner, method, None)):
-            watch(owner, method, make)
-            return True
+            return not patch(owner, method, make)
     return False
 
 

@@ -18,7 +18,8 @@ SLACK_NS = 100_000
 """A scope may begin so long before the step that it holds the first call of: `with scope("load"):
 batch = next(batches)`. Chosen: some calls of Python on a busy machine."""
 EPOCH, EVALUATION, STEP = "epoch", "evaluation", "step"
-_IDS = 10  # of a step: its own, then eight phases, then one for a pass
+_PASS = len(PHASES) + 1
+_IDS = _PASS + 1  # of a step: its own, then its phases, then one for a pass
 _OPEN = 1 << 62
 _DEEPEST = 1_000
 
@@ -163,7 +164,7 @@ def _is_training(spool: Spool, one: _Pass) -> bool:
 
 
 def _evaluation(one: _Pass, number: int, end: int) -> _Node:
-    row = Row(-_IDS * one.order - 9, None, EVALUATION, number, one.start, None, None, {}, [])
+    row = Row(-_IDS * one.order - _PASS, None, EVALUATION, number, one.start, None, None, {}, [])
     return _Node(row, one.start, end, one.known_end, {})
 
 
@@ -204,7 +205,7 @@ def _epochs(
             ]
             end = max([least, last, *around])
         index = one.number if is_cut else number
-        row = Row(-_IDS * one.order - 9, None, EPOCH, index, one.start, None, None, {}, [])
+        row = Row(-_IDS * one.order - _PASS, None, EPOCH, index, one.start, None, None, {}, [])
         found.append(_Node(row, one.start, end, min(least, end), {}))
     return found
 

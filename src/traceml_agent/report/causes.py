@@ -1,7 +1,7 @@
 """Losses by cause: what took time of each step of a rank beside its own work.
 
-Exact: garbage collections, checkpoints, evaluations, compilations, logging of a framework, stops of
-the process, waiting for input. Waiting for a core is known by intervals of the kernel's account,
+Exact: garbage collections, checkpoints, evaluations, compilations, logging, stops of the process,
+waiting for input. Waiting for a core is known by intervals of the kernel's account,
 exact as a sum; where an interval spans several steps, those get it that took longer than their
 neighbours.
 """
@@ -9,17 +9,17 @@ neighbours.
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from traceml_agent.report.losses import Loss
 from traceml_agent.report.series import RankSeries
 from traceml_agent.report.spikes import baseline_of
 from traceml_agent.report.stats import Column, differences, sum_columns, total
 from traceml_agent.report.view import RankView
-from traceml_agent.schema.records import LOGGING_EVENT, Event
+from traceml_agent.schema.records import Event
 
-EXACT_PHASES = ("checkpoint", "eval", "compile")
-"""Phases that are no part of a typical step."""
+EXACT_PHASES = ("checkpoint", "eval", "compile", "logging")
+"""Phases that are a cause of their own."""
 PRIORITY = (
     "stopped", "gc", "checkpoint", "eval", "recompile", "compile", "logging", "throttled",
     "contention", "input",
@@ -48,14 +48,16 @@ def losses_of(rank: RankView) -> list[Loss]:
     within: dict[str, str | None] = {}
     columns = {name: series.phase_ns[name] for name in (*EXACT_PHASES, "input_wait")}
     # Of another thread the training thread feels a collection only where it needs the lock then.
-    pauses = [
+    collections = [
         event
         for event in rank.spool.events
         if event.name == "gc" and event.duration_ns and event.detail.get("thread") is None
     ]
+    # What is collected while Dynamo compiles is its own garbage.
+    pauses = [event for event in collections if event.detail.get("phase") != "compile"]
     _take_out_gc(columns, series, pauses)
     found["stopped"] = _of_events(series, (e for e in rank.spool.events if e.name == "pause"))
-    found["gc"], within["gc"] = _of_gc(rank, pauses), _phase_of(pauses)
+    found["gc"], within["gc"] = _of_gc(rank, pauses, collections), _phase_of(pauses)
     for name in EXACT_PHASES:
         found[name] = columns[name] or ()
         within[name] = name
@@ -63,7 +65,6 @@ def losses_of(rank: RankView) -> list[Loss]:
     within["recompile"] = "compile"
     if found["recompile"]:
         found["compile"] = differences(found["compile"], found["recompile"])
-    found["logging"] = _of_events(series, _logging(rank.spool.events))
     throttled, contended = _waits(rank)
     if throttled or contended:
         known = [c for name, c in found.items() if c]
@@ -110,26 +111,18 @@ def _of_events(series: RankSeries, events: Iterable[Event]) -> Column:
     return () if lost is None else lost
 
 
-def _logging(events: Iterable[Event]) -> Iterator[Event]:
-    """What was logged, without the part of it that lies in phases."""
-    for event in events:
-        if event.name == LOGGING_EVENT and event.duration_ns:
-            inside = event.detail.get("in_phases_ns")
-            inside = inside if isinstance(inside, int) else 0
-            yield replace(event, duration_ns=max(0, event.duration_ns - inside))
-
-
-def _of_gc(rank: RankView, pauses: list[Event]) -> Column:
-    """Pauses by their time; the rest of the exact sum is spread over all steps alike."""
+def _of_gc(rank: RankView, pauses: list[Event], known: list[Event]) -> Column:
+    """Pauses by their time; what the exact sum has beyond those that are known one by one is spread
+    over all steps alike."""
     series, sums = rank.series, rank.spool.gc
     lost = _of_events(series, pauses)
-    rest = 0 if sums is None else sum(sums.duration_ns) - sum(e.duration_ns or 0 for e in pauses)
+    rest = 0 if sums is None else sum(sums.duration_ns) - sum(e.duration_ns or 0 for e in known)
     done = rank.sums
     each = rest // max(1, done.count if done is not None else len(series.steps))
     if each <= 0:
         return lost
-    known = lost or [0] * len(series.steps)
-    return array("q", map(min, [ns + each for ns in known], series.duration_ns))
+    pauses_ns = lost or [0] * len(series.steps)
+    return array("q", map(min, [ns + each for ns in pauses_ns], series.duration_ns))
 
 
 def _take_out_gc(

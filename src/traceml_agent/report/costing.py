@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from traceml_agent.report.align import Aligned, Rows, align, at_steps
+from traceml_agent.report.costed import LINES, LOSS_OF, METHOD, PHASE_OF, RESIDUAL_HEAVY, WITHOUT
 from traceml_agent.report.diagnose.issue import Cost, Saving
 from traceml_agent.report.efficiency import gpus_of_job
 from traceml_agent.report.loader_replay import ReplayInputs, mean_step, replay_inputs
@@ -23,58 +24,6 @@ from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import StepSums
 
 MS = 1e6
-PHASE_OF = {
-    **dict.fromkeys(
-        (
-            "INPUT_BOUND", "MAIN_PROCESS_LOADING", "WORKER_BOUND", "STORAGE_BOUND",
-            "TRANSFER_BOUND", "HEAD_OF_LINE", "WORKERS_OVERSUBSCRIBED", "PREFETCH_LOW",
-            "EPOCH_RESTART",
-        ),
-        "input_wait",
-    ),
-    "H2D_BOUND": "h2d",
-    "RESIDUAL_HEAVY": "residual",
-    "INPUT_WITHOUT_LOADER": "residual",
-}  # fmt: skip
-"""The phase that a kind of finding is about, or a part of. SLOW_LINE names its own."""
-LOSS_OF = {
-    "GC_PAUSES": "gc",
-    "CPU_THROTTLED": "throttled",
-    "CPU_CONTENTION": "contention",
-    "CPU_OVERSUBSCRIBED": "contention",
-    "CHECKPOINT_COST": "checkpoint",
-    "EVAL_COST": "eval",
-    "LOGGING_COST": "logging",
-    "RECOMPILES": "recompile",
-    "PROCESS_STOPPED": "stopped",
-}
-"""The loss that a kind of finding is about."""
-_LINES = ("SLOW_LINE", "HOST_SYNC")
-_WITHOUT = {
-    "input_wait": "the wait for input",
-    "h2d": "the copies",
-    "residual": "that time",
-    "gc": "collections",
-    "throttled": "throttling",
-    "contention": "the wait for a core",
-    "checkpoint": "checkpoints",
-    "eval": "evaluation",
-    "logging": "logging",
-    "recompile": "recompilations",
-    "stopped": "the stops",
-}
-_METHOD = {
-    "input_wait": "the wait for batches taken out of each step: input hidden behind the training",
-    "h2d": "the copies to the device taken out of each step",
-    "residual": "all time in no phase taken out of each step: the most that can be gained",
-    "line": "the share of the phase that was sampled in this line, by its interval, taken out of "
-    "each step",
-    "part": "its part of the phase taken out of each step",
-    "loss": "what was measured of it taken out of each step",
-    "straggler": "each step computed anew with the work of the slow ranks replaced by the median's",
-    "transfer": "the transfers taken out of the steps; the waiting for other ranks stays",
-    "total": "all of it taken out of the steps",
-}
 MOST_REPLAYED = 4
 """Ranks whose loaders are replayed. Chosen: ranks of one job load alike, and it takes time."""
 
@@ -130,9 +79,7 @@ def fill(
 def _is_priced(issue: dict[str, Any]) -> bool:
     kind, evidence = issue["kind"], issue["evidence"]
     return (
-        kind in PHASE_OF
-        or kind in LOSS_OF
-        or kind in _LINES
+        kind in (*PHASE_OF, *LOSS_OF, *LINES, RESIDUAL_HEAVY)
         or issue["cost"] is not None
         or "what_if" in evidence
         or "transfer_high_ms" in evidence
@@ -185,20 +132,25 @@ def _taken(issue: dict[str, Any], steps: Steps) -> Taken | None:
     if kind in LOSS_OF:
         name = LOSS_OF[kind]
         rows = steps.losses.get(name)
-        return None if rows is None else Taken(name, rows, None, _METHOD["loss"], _WITHOUT[name])
-    phase = issue["phase"] if kind in _LINES else PHASE_OF.get(kind)
+        return None if rows is None else Taken(name, rows, None, METHOD["loss"], WITHOUT[name])
+    phase = _phase_of(issue)
     rows = None if phase is None else steps.aligned.rows(phase)
     if phase is None or rows is None:
         return None
     low, high = (issue["evidence"].get(f"line_share_{bound}") for bound in ("low", "high"))
-    if kind in (*_LINES, "RESIDUAL_HEAVY") and low is not None:
-        name = phase if kind == "RESIDUAL_HEAVY" else f"{phase} {issue['place']}"
+    if kind in (*LINES, RESIDUAL_HEAVY) and low is not None:
+        name = phase if kind == RESIDUAL_HEAVY else f"{phase} {issue['place']}"
         least, most = _scaled(rows, low), _scaled(rows, high)
-        return Taken(name, least, most, _METHOD["line"], "this line")
-    if kind in ("INPUT_BOUND", "H2D_BOUND", "RESIDUAL_HEAVY"):
-        return Taken(phase, rows, None, _METHOD[phase], _WITHOUT[phase])
+        return Taken(name, least, most, METHOD["line"], "this line")
+    if kind in ("INPUT_BOUND", "H2D_BOUND", RESIDUAL_HEAVY):
+        return Taken(phase, rows, None, METHOD[phase], WITHOUT[phase])
     part = _part(issue, rows, steps.aligned)
-    return None if part is None else Taken(phase, _scaled(rows, part), None, _METHOD["part"])
+    return None if part is None else Taken(phase, _scaled(rows, part), None, METHOD["part"])
+
+
+def _phase_of(issue: dict[str, Any]) -> str | None:
+    own = {**dict.fromkeys(LINES, issue["phase"]), RESIDUAL_HEAVY: issue["metric"]}
+    return (PHASE_OF | own).get(issue["kind"])
 
 
 def _part(issue: dict[str, Any], rows: Rows, aligned: Aligned) -> float | None:
@@ -221,16 +173,16 @@ def _told(issue: dict[str, Any], job: Job) -> Saving | None:
         if gain.get("gain_low_ms") is None:
             return None
         low, high = gain["gain_low_ms"] * MS, gain["gain_high_ms"] * MS
-        saving = interval_saving(job, low, high, _METHOD["straggler"])
+        saving = interval_saving(job, low, high, METHOD["straggler"])
         return replace(saving, without="the slow rank")
     if found.get("transfer_high_ms") is not None:
         low, high = found["transfer_low_ms"] * MS, found["transfer_high_ms"] * MS
-        saving = interval_saving(job, low, high, _METHOD["transfer"])
+        saving = interval_saving(job, low, high, METHOD["transfer"])
         return replace(saving, without="the transfers")
     if issue["cost"] is None or issue["confidence"] == "low":
         return None
     all_ns = issue["cost"]["ms_per_step"] * MS
-    return interval_saving(job, all_ns, all_ns, _METHOD["total"])
+    return interval_saving(job, all_ns, all_ns, METHOD["total"])
 
 
 # What it costs, and what fixing it saves
@@ -282,14 +234,13 @@ def _cost(
             return given
         return replace(given, run_s=given.ms_per_step * steps.job.run_steps / 1e3)
     if found is not None:
-        return _cost_of(found, issue["kind"], steps)
+        return _cost_of(found, _phase_of(issue), steps)
     return None if saving is None else _middle(saving)
 
 
-def _cost_of(found: Taken, kind: str, steps: Steps) -> Cost:
+def _cost_of(found: Taken, phase: str | None, steps: Steps) -> Cost:
     """Medians over the ranks: what a typical one loses."""
     count = len(steps.aligned.steps)
-    phase = PHASE_OF.get(kind)
     rows = (None if phase is None else steps.aligned.rows(phase)) or found.most or found.least
     gone = [total(column) / count for column in rows]
     took = [total(column) / count for column in steps.aligned.step_ns]

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from traceml_agent.report.diagnose.causes import of_residual
+from traceml_agent.report.diagnose.causes import is_of_logging, of_residual
 from traceml_agent.report.diagnose.issue import SEVERITIES
 
 WAITS, INPUT = ("INPUT_BOUND", "INPUT_STRAGGLER"), "input_pipeline"
@@ -54,9 +54,8 @@ def _told_by(finding: Finding, found: list[Finding]) -> Finding | None:
     if finding["kind"] == PERIODIC:
         same = (f for f in found if f["section"] == "causes" and f["kind"] != PERIODIC)
         return next((f for f in same if f["metric"] == finding["metric"]), None)
-    residual = next((f for f in found if f["kind"] == "RESIDUAL_HEAVY"), None)
-    is_cause = residual is not None and of_residual(residual, [finding]) is not None
-    return residual if is_cause else None
+    residuals = (f for f in found if f["kind"] == "RESIDUAL_HEAVY")
+    return next((f for f in residuals if of_residual(f, [finding]) is not None), None)
 
 
 def _is_periodic(finding: Finding, metric: str) -> bool:
@@ -72,7 +71,8 @@ def _with_causes(finding: Finding, causes: dict[str, list[Finding]]) -> Iterator
 def behind(primary: dict[str, Any], findings: list[Finding]) -> str | None:
     """The id of the finding that the primary diagnosis is about; None where it is none."""
     for finding in findings:
-        if finding["kind"] == primary["kind"] and finding["section"] == primary["section"]:
+        same = all(finding[key] == primary[key] for key in ("kind", "section"))
+        if same and is_of_logging(finding) == is_of_logging(primary):
             return str(finding["id"])
     return None
 

@@ -6,11 +6,12 @@ quarter is seen at the next line that lets go, though other samples saw it at wo
 are its own. Without such a line it is looked which one can have run in between.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from traceml_agent.schema.stacks import RESIDUAL, UNKNOWN, CodeLine, StackRow, Stacks
+from traceml_agent.schema.stacks import FREE_CALLS, RESIDUAL, UNKNOWN, CodeLine, StackRow, Stacks
 
 BLOCKS = 0.05
 """Of the samples that look for their line. Chosen: a line between that was seen more often than
@@ -19,6 +20,7 @@ LEAST_FORCED = 0.1
 """Of the same: so many samples at least saw the line at work. Chosen: a line of 5.5 ms has a tenth
 as many of them as come late; with fewer the lock was held there now and then, by a collection."""
 
+_FREE_CALL = re.compile(rf"(?:\w+\.)*(?:{'|'.join(sorted(FREE_CALLS))})\(\)")
 Stack = tuple[CodeLine, ...]
 
 
@@ -33,19 +35,31 @@ class _Place(NamedTuple):
 def placed(stacks: Stacks) -> list[StackRow]:
     """The rows, with late samples where they belong. Time and samples stay the same in all."""
     paths = [tuple(stacks.lines[number] for number in reversed(row.lines)) for row in stacks.rows]
-    found = list(stacks.rows)
-    for index, row in enumerate(stacks.rows):
+    rows = [_missed(row, path) for row, path in zip(stacks.rows, paths, strict=True)]
+    found = list(rows)
+    for index, row in enumerate(rows):
         if not row.yielded or not row.lines:
             continue
-        at = _cause(index, stacks.rows, paths)
+        at = _cause(index, rows, paths)
         if at is not None:
             found[index] = _less(found[index], row)
             found[at] = _more(found[at], row)
         elif row.prior is not None:
-            found[index] = replace(
-                row, lines=[row.prior, *row.lines[1:]], before=False, callee=None, leaf=None
-            )
+            found[index] = _less(found[index], row)
+            moved = replace(
+                row, lines=[row.prior, *row.lines[1:]], before=False, callee=None, leaf=None,
+                samples=row.yielded, weight_ns=row.yielded_ns, late=row.yielded,
+            )  # fmt: skip
+            found.append(moved)
     return [row for row in found if row.samples]
+
+
+def _missed(row: StackRow, path: Stack) -> StackRow:
+    """A row; of a call that takes no time all late samples came from before."""
+    call = path[-1].call if path else None
+    if call is None or not _FREE_CALL.fullmatch(call) or row.late == row.yielded:
+        return row
+    return replace(row, yielded=row.late, yielded_ns=row.weight_ns * row.late // row.samples)
 
 
 def _cause(index: int, rows: Sequence[StackRow], paths: Sequence[Stack]) -> int | None:

@@ -17,6 +17,7 @@ WORKERS = "workers"
 _AROUND = {
     "input_wait": "the wait for input",
     "h2d": "copies to the device",
+    "logging": "logging",
     "residual": "what no phase claims",
 }
 

@@ -56,7 +56,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
     primary = primary_diagnosis(sections["step_time"], sections["system"], sections["step_memory"])
     talk = communication.build(view, window)
     read = causes.read_causes(view, window)
-    lost = causes.build(view, window, read)
+    lost = causes.with_site(causes.build(view, window, read), view)
     primary = explained(primary, talk, sections["step_time"]["global"]["average"])
     loaders = input_pipeline.build(view, window)
     tensors = snapshots.build(view)

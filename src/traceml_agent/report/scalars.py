@@ -7,7 +7,7 @@ Scalar = str | int | float
 
 _TIMES = (
     "step_time", "input_wait", "h2d", "forward", "backward", "optimizer", "eval", "checkpoint",
-    "compile", "residual",
+    "compile", "logging", "residual",
 )  # fmt: skip
 _QUANTILES = ("p50", "p95", "max")
 

@@ -53,9 +53,9 @@ class RankSeries:
 
 
 def is_measured(spool: Spool, phase: str) -> bool:
-    """Whether the patch of a phase was in. torch.compile never imported: 0 compilations."""
+    """Whether the patch of a phase was in. Nothing imported that compiles, or logs: 0 of it."""
     patch = PATCH_OF_PHASE[phase]
-    if patch == "compile" and patch not in spool.statuses:
+    if patch in ("compile", "logging") and patch not in spool.statuses:
         return True
     return spool.statuses.get(patch) == "active"
 

@@ -9,10 +9,13 @@ PHASES = (
     "eval",
     "checkpoint",
     "compile",
+    "logging",
 )
 """What claims time in a step. What none claims is the residual."""
 
-INPUT_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, EVAL, CHECKPOINT, COMPILE = range(len(PHASES))
+(
+    INPUT_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, EVAL, CHECKPOINT, COMPILE, LOGGING,
+) = range(len(PHASES))  # fmt: skip
 
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
 """The phases whose sum is `compute`."""
@@ -32,5 +35,6 @@ PATCH_OF_PHASE = {
     "eval": "forward",
     "checkpoint": "checkpoint",
     "compile": "compile",
+    "logging": "logging",
 }
 """The patch that measures a phase. A phase whose patch is not in is `null`, not 0."""

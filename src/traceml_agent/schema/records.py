@@ -242,9 +242,6 @@ FACT_EVENTS = frozenset(
 )  # fmt: skip
 """Events that are facts: nothing took time."""
 
-LOGGING_EVENT = "logging"
-"""Time in which a framework logged, phases aside: a part of the residual."""
-
 
 @dataclass(frozen=True, slots=True)
 class Event:

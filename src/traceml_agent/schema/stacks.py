@@ -9,6 +9,13 @@ from typing import ClassVar
 RESIDUAL, OUTSIDE, UNKNOWN = "residual", "outside", "unknown"
 """In place of a phase: in a step but in no phase of it; in no step at all; a phase that had ended
 when the sample could be taken."""
+FREE_CALLS = frozenset(
+    (
+        "time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns",
+        "process_time", "process_time_ns", "thread_time", "clock", "append",
+    )
+)  # fmt: skip
+"""Functions whose call takes no time: a sample that comes there missed what ran before."""
 
 
 @dataclass(frozen=True, slots=True)

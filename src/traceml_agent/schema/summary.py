@@ -46,6 +46,7 @@ STEP_TIME_METRICS = (
     "eval_ms",
     "checkpoint_ms",
     "compile_ms",
+    "logging_ms",
 )
 STEP_MEMORY_METRICS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_rss_bytes")
 

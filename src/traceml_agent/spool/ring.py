@@ -1,6 +1,6 @@
 """A memory-mapped ring of the last closed steps: what is in it survives a SIGKILL.
 
-The training thread writes 128 bytes a step; the writer thread drains them into the spool. Each
+The training thread writes 136 bytes a step; the writer thread drains them into the spool. Each
 record carries its step number at both ends, so a record torn by a kill is recognised. The ring
 lies on a local path: on a network file system every page would travel.
 """
@@ -16,7 +16,7 @@ from traceml_agent.errors import TracemlError
 from traceml_agent.schema.phases import PHASES
 from traceml_agent.spool.plausible import is_plausible_row
 
-MAGIC = b"TMRING01"
+MAGIC = b"TMRING02"
 _HEADER = struct.Struct("<8sqqq")  # magic, capacity, pid, drained
 _DRAINED_OFFSET = 24
 _ENDING = struct.Struct("<qq")  # how the process left: 1 + index in ENDINGS, exit code (-1: None)

@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 import time
 from _thread import get_ident
+from types import CodeType
 from typing import Any
 
 from traceml_agent.capture.board import Board, find_slot, new_board
@@ -22,6 +23,8 @@ from traceml_agent.guard import guard, is_off, or_none
 
 _NEEDED = ("index_queue", "data_queue", "collate_fn", "worker_id")
 _PLACE = "loader workers"
+_NESTED = 8
+"""Subsets of subsets. Chosen: nobody makes more, and a cycle ends."""
 START_SLACK_NS = 20_000_000
 """The kernel tells when a process began, and when a file was written, to 10 ms."""
 _INHERITED: dict[int, Board] = {}
@@ -188,13 +191,17 @@ def _finish(iterator: Any, iteration: Iteration, watch: LoaderWatch) -> None:
     fetcher = getattr(iterator, "_dataset_fetcher", None)
     if not iteration.has_workers and fetcher is not None and sys.version_info >= (3, 11):
         iteration.times_collate = True
-        fetcher.collate_fn = _timed(fetcher.collate_fn, iteration)
+        fetcher.collate_fn = _timed(fetcher.collate_fn, iteration, _item_code(fetcher))
     watch.add(iterator, iteration)
 
 
-def _timed(collate: Any, iteration: Iteration) -> Any:
+def _timed(collate: Any, iteration: Iteration, item: CodeType | None) -> Any:
+    tracker, code = SESSION.tracker, getattr(collate, "__code__", None)
+
     def call(samples: Any) -> Any:
         begun = clock()
+        if get_ident() == tracker.owner:
+            tracker.collating = (begun, item, code)
         try:
             return collate(samples)
         except BaseException as error:
@@ -204,6 +211,19 @@ def _timed(collate: Any, iteration: Iteration) -> Any:
             iteration.collate_ns += clock() - begun
 
     return like(call, collate)
+
+
+@or_none
+def _item_code(fetcher: Any) -> CodeType | None:
+    """Of the function of a dataset that makes one item, or the items of a batch."""
+    dataset = fetcher.dataset
+    for _ in range(_NESTED):
+        if type(dataset).__name__ != "Subset":
+            break
+        dataset = dataset.dataset
+    of_batch = getattr(type(dataset), "__getitems__", None)
+    found = getattr(of_batch or type(dataset).__getitem__, "__code__", None)
+    return found if isinstance(found, CodeType) else None
 
 
 @or_none

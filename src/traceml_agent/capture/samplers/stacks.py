@@ -20,7 +20,7 @@ from traceml_agent.capture.open_step import pause_limit
 from traceml_agent.capture.source_text import SourceText
 from traceml_agent.capture.stack_tally import MOST_ROWS, Sample, StackTally
 from traceml_agent.guard import guard, is_off
-from traceml_agent.schema.phases import PHASES
+from traceml_agent.schema.phases import INPUT_WAIT, PHASES
 from traceml_agent.schema.stacks import OUTSIDE, RESIDUAL, UNKNOWN, Stacks
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 LATE_NS = 1_000_000
 """A sample that was kept waiting for longer has missed what ran when it was due. Chosen: ten times
 what a thread takes to wake up on a machine at rest."""
-YIELD_PART = 0.9
+YIELD_PART = 0.99
 """Of the switch interval. A sample that waited for less did not take the lock: the program let go
-of it. Chosen: clocks and the wake-up of a thread are some 0.1 ms apart."""
+of it. Chosen: a thread that takes it has waited for the whole of it after it woke up."""
 LONGEST_NS = 5_000_000_000
 """Of one sample. Chosen: what is longer was a stopped process, as StallWatch has it."""
 MOST_CPU_SHARE = 0.005
@@ -161,7 +161,17 @@ class StackSampler:
             name = RESIDUAL if phase >= 0 else UNKNOWN
         yielded = late and waited_ns < YIELD_PART * 1e9 * sys.getswitchinterval()
         weight_ns = self._interval_ns + min(late_ns, LONGEST_NS)
-        sample = self._tally.seen(frame, name, weight_ns, late=late, before=before, yielded=yielded)
+        collated = fetched = None
+        begun, item, collate = tracker.collating
+        if yielded and phase == INPUT_WAIT and begun >= since <= due:
+            if due < begun:
+                fetched = item
+            else:
+                collated = collate
+        sample = self._tally.seen(
+            frame, name, weight_ns, late=late, before=before, yielded=yielded, collated=collated,
+            fetched=fetched,
+        )  # fmt: skip
         self._open.append(sample)
         if len(self._open) >= MOST_OPEN:
             self._settle(at_once=True)

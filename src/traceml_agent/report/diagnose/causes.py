@@ -53,26 +53,35 @@ def diagnose(seen: Seen) -> list[Issue]:
     return by_severity([issue for issue in found if issue is not None])
 
 
+def is_of_logging(residual: dict[str, Any]) -> bool:
+    """Whether a RESIDUAL_HEAVY is about logging, and not about what no phase claims."""
+    return "logging_share" in residual["evidence"]
+
+
 def of_residual(
     residual: dict[str, Any], issues: Iterable[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The issue that is most of what no phase claims: logging, or collections outside phases."""
+    """The issue about the same time: that of logging, or collections that are most of what no phase
+    claims."""
+    if is_of_logging(residual):
+        return next((issue for issue in issues if issue["kind"] == "LOGGING_COST"), None)
     least_ms = DOMINANT * residual["evidence"]["residual_ms"]
     for issue in issues:
-        is_outside = issue["kind"] in ("GC_PAUSES", "LOGGING_COST") and issue["phase"] is None
+        is_outside = issue["kind"] == "GC_PAUSES" and issue["phase"] is None
         if is_outside and issue["cost"]["ms_per_step"] >= least_ms:
             return issue
     return None
 
 
 def explained(primary: dict[str, Any], issues: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict that no phase claims the time, with the cause that was found for it."""
+    """The verdict on what the loop does beside its model, with the cause that was found for it."""
     cause = of_residual(primary, issues) if primary["kind"] == "RESIDUAL_HEAVY" else None
     if cause is None:
         return primary
+    told = "" if is_of_logging(primary) else f"{primary['summary']} "
     return {
         **primary,
-        "summary": f"{primary['summary']} {cause['summary']}",
+        "summary": f"{told}{cause['summary']}",
         "action": cause["action"],
         "evidence": {**primary["evidence"], "cause": cause["kind"]},
     }
@@ -185,8 +194,9 @@ def _logging(seen: Seen) -> Issue | None:
     severity = None if lost is None else band(lost.share, LOGGING_WARN, CRIT, seen.steps)
     if lost is None or severity is None:
         return None
-    call = _called(lost.events)
-    within = "" if call is None else f" ({call})"
+    call, place = _called(lost.events), common_place(lost.events)
+    told = ([] if call is None else [call]) + ([] if place is None else [f"at {name_of(place)}"])
+    within = f" ({' '.join(told)})" if told else ""
     setting = _EVERY_N.get(call or "")
     return _issue(
         "LOGGING_COST",
@@ -198,6 +208,7 @@ def _logging(seen: Seen) -> Issue | None:
         lost,
         LOGGING_WARN,
         {"steps_with_it": lost.steps, "steps_used": seen.steps},
+        place=place,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from traceml_agent.report.diagnose.causes import is_of_logging
 from traceml_agent.report.diagnose.issue import LEAST_STEPS, Issue, band
 from traceml_agent.report.stats import median
 
@@ -85,7 +86,8 @@ def explained(
     found = next(iter(section["issues"]), None)
     if primary["kind"] in _CALM:
         return _with_talk(primary, section, average) if found is None else _promoted(primary, found)
-    if primary["kind"] != "RESIDUAL_HEAVY" or not average["residual_ms"] or not section["ranks"]:
+    is_residual = primary["kind"] == "RESIDUAL_HEAVY" and not is_of_logging(primary)
+    if not is_residual or not average["residual_ms"] or not section["ranks"]:
         return primary
     unclaimed = [
         sum(o["phases"].get("none", 0.0) for o in row["operations"] if o["enqueue_ms"] is None)

@@ -20,7 +20,7 @@ NAMED_SAMPLES = 8
 """Chosen: with fewer the interval is wider than the share."""
 CODE_SHOWN = 60
 
-_PHASE_OF = {"INPUT_BOUND": "input_wait", "H2D_BOUND": "h2d", "RESIDUAL_HEAVY": RESIDUAL}
+_PHASE_OF = {"INPUT_BOUND": "input_wait", "H2D_BOUND": "h2d"}
 _COMPUTE = ("forward", "backward", "optimizer")
 _INPUT_ACTION = (
     "Load in parallel and ahead: put it into a Dataset and let a torch DataLoader with "
@@ -58,7 +58,8 @@ def in_words(spot: Hotspot) -> str:
 
 def _named(issue: dict[str, Any], found: Hotspots, steps: int) -> list[dict[str, Any]]:
     """An issue with its line; the residual in two, where a part of it is input."""
-    phase = _PHASE_OF.get(issue["kind"])
+    kind = issue["kind"]
+    phase = issue["metric"] if kind == "RESIDUAL_HEAVY" else _PHASE_OF.get(kind)
     if phase is None:
         return [issue]
     spots = [spot for spot in found.spots if spot.phase == phase]

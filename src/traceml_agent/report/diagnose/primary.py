@@ -17,6 +17,7 @@ _SHOWN = (
     "compute_ms",
     "residual_ms",
 )
+_OF_LOGGING = ("logging_ms", "logging_share")
 _CREEP = ("CREEP_CONFIRMED", "CREEP_EARLY")
 
 
@@ -100,6 +101,7 @@ def _phase_share(
     return {
         "type": "phase_share",
         **_figures(step_time),
+        **{name: issue["evidence"][name] for name in _OF_LOGGING if name in issue["evidence"]},
         "gpu_util_avg_percent": system["global"]["average"]["gpu_util_percent"],
         "score": issue["score"],
         "score_basis": "median_per_rank_step_time_share",

@@ -40,8 +40,8 @@ it, or without one, ranks may meet by collectives of the user's own: between the
 after a checkpoint of rank 0), in an optimizer that reduces, or in hooks of backward."""
 
 _CAUSES = ("input_wait", "h2d", "forward")
-_OTHER_CAUSES = ("residual", "eval", "checkpoint", "compile", "optimizer")
-_OUTSIDE = ("residual", "eval", "checkpoint", "compile")
+_OTHER_CAUSES = ("residual", "eval", "checkpoint", "compile", "logging", "optimizer")
+_OUTSIDE = ("residual", "eval", "checkpoint", "compile", "logging")
 
 Mean = Callable[[str, int], float | None]
 

@@ -36,8 +36,16 @@ _ADVICE = {
         "residual",
         "residual_share",
         "Time that no phase claims takes",
-        "Look at what the loop does between its calls of the model: logging, metrics, .item(), "
-        "printing, writing files. Do it every N steps, or after the loop.",
+        "Look at what the loop does between its calls of the model: metrics, .item(), printing, "
+        "writing files. Do it every N steps, or after the loop.",
+    ),
+    # The contract has no kind for it: it is what a loop does between its calls of the model.
+    "logging": (
+        "RESIDUAL_HEAVY",
+        "logging",
+        "logging_share",
+        "Logging takes",
+        "Log every N steps, to fewer trackers, or to one that works in a thread of its own.",
     ),
 }
 

@@ -49,6 +49,7 @@ _DOES = {
     "eval": "evaluates for {own} a step on average",
     "checkpoint": "saves checkpoints for {own} a step on average",
     "compile": "compiles for {own} a step on average",
+    "logging": "logs for {own} a step",
     "optimizer": "spends {own} a step in the optimizer",
 }
 _NEXT = {

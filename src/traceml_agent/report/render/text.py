@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from traceml_agent.errors import TracemlError
+from traceml_agent.report.diagnose.causes import is_of_logging
 from traceml_agent.report.render.attempts import attempt_lines
 from traceml_agent.report.render.communication import communication_text
 from traceml_agent.report.render.frameworks import framework_lines
@@ -25,6 +26,8 @@ TEXT_LIMIT = 2000
 """Characters of a message that are looked at: more than fit on the lines it may take."""
 SEVERITY_WORDS = {"crit": "critical", "warn": "warning", "info": "info"}
 _LABELS = {"input_wait": "input wait", "h2d": "copy to device", "eval": "eval (no grad)"}
+_OFTEN_ZERO = ("h2d", "eval", "checkpoint", "compile", "logging")
+"""Left out where they took nothing."""
 _GPU_LINES = 4
 _FINDING_LINES = 3
 _STALL_LINES = 5
@@ -156,7 +159,7 @@ def _step_table(payload: dict[str, Any]) -> list[str]:
     step_ms = average["step_time_ms"]
     for name in ("step_time", *PHASES, "residual"):
         value = average[f"{name}_ms"]
-        if value is None or (value == 0 and name in ("h2d", "eval", "checkpoint", "compile")):
+        if value is None or (value == 0 and name in _OFTEN_ZERO):
             continue
         spread = section["distribution"].get(name, {})
         share = percent(100 * value / step_ms) if step_ms else "-"
@@ -248,8 +251,14 @@ def _plain(value: float | None, unit: str) -> str:
 def _other_findings(payload: dict[str, Any]) -> list[str]:
     """Warnings beside the verdict."""
     primary = payload["primary_diagnosis"]
-    told = (primary["kind"], primary["evidence"].get("cause"))
-    others = [f for f in payload["findings"] if f["kind"] not in told]
+    behind, cause = primary["finding"], primary["evidence"].get("cause")
+    others = [
+        found
+        for found in payload["findings"]
+        if (found["id"] != behind if behind else found["kind"] != primary["kind"])
+        and found["kind"] != cause
+        and not is_of_logging(found)  # LOGGING_COST says it
+    ]
     lines = []
     for finding in others[:_FINDING_LINES]:
         lines += _wrapped("Also          ", f"{finding['status']}: {finding['summary']}")[:2]

@@ -1,13 +1,14 @@
 """Section causes: what took time of the steps beside their own work, spikes, and the trend."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from traceml_agent.report.account import Account, facts_of
+from traceml_agent.report.call_sites import call_site
 from traceml_agent.report.causes import compile_events, is_recompilation, losses_of, lost_in
 from traceml_agent.report.diagnose.causes import diagnose
-from traceml_agent.report.diagnose.seen import Lost, Regular, Seen
+from traceml_agent.report.diagnose.seen import Lost, Regular, Seen, name_of
 from traceml_agent.report.losses import Loss
 from traceml_agent.report.sections.shape import Window
 from traceml_agent.report.series import steps_within
@@ -84,6 +85,21 @@ def build(view: RunView, window: Window, read: list[RankCauses]) -> dict[str, An
         "spikes": _spikes(read, spikes, regular, excess),
         "trend": None if trend is None else _trend(trend, lead.rank.rank),
     }
+
+
+def with_site(section: dict[str, Any], view: RunView) -> dict[str, Any]:
+    """The section, with the line that calls the evaluation where no framework told of it."""
+    return {**section, "issues": [_sited(issue, view) for issue in section["issues"]]}
+
+
+def _sited(issue: dict[str, Any], view: RunView) -> dict[str, Any]:
+    if issue["kind"] != "EVAL_COST" or issue["place"] is not None:
+        return issue
+    place = call_site(view.ranks, "eval")
+    if place is None:
+        return issue
+    summary = f"{issue['summary']} It is called at {name_of(place)}."
+    return {**issue, "summary": summary, "place": asdict(place)}
 
 
 def _of_rank(rank: RankView, window: Window) -> RankCauses:
