@@ -1,10 +1,11 @@
 """Which line ran just before one that was seen, from the bytecode alone."""
 
 import dis
+import sys
 
 import pytest
 
-from traceml_agent.capture.line_before import Lines
+from traceml_agent.capture.line_before import END, Lines
 
 LOOP = """
 def train(loader, model, optimizer, log):
@@ -110,3 +111,63 @@ def test_a_while_loop_has_a_round_before_too(test):
     seen = {at["forward"], at["update"]}
     assert lines.before(instruction(code, at["forward"]), seen) == 7
     assert lines.before(instruction(code, at["update"]), {at["forward"]}) is None
+
+
+TIMED = """
+def train(batches, big, time, model, rows):
+    for x in batches:  # head
+        model(x)  # forward
+        began = time.perf_counter()  # begun
+        values = big.tolist()  # list
+        took = time.perf_counter() - began  # ended
+        rows.append((took, time.time()))  # kept
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="calls are told apart from Python 3.11 on")
+def test_calls_that_take_no_time_did_not_take_it():
+    lines, code, at = lines_of(TIMED)
+    head = instruction(code, at["head"], "FOR_ITER")
+    assert lines.before(head, {at["forward"]}) == at["list"]
+    assert lines.is_free(instruction(code, at["ended"]))
+    assert lines.is_free(instruction(code, at["kept"]))
+    assert not lines.is_free(instruction(code, at["list"]))
+    heavy = TIMED.replace("(took, time.time())", "(took, model.loss())")
+    lines, code, at = lines_of(heavy)
+    assert lines.before(instruction(code, at["head"], "FOR_ITER"), {at["forward"]}) is None
+
+
+ITEM = """
+def train(self, index):
+    name = self.names[index]  # name
+    total = sum(i * i for i in range(self.size))  # sum
+    return self.x[index], total, name  # result
+"""
+
+
+def test_a_function_that_began_meanwhile_is_looked_through_from_its_first_line():
+    lines, code, at = lines_of(ITEM)
+    result = instruction(code, at["result"], "BINARY_SUBSCR")
+    assert lines.before(result, set()) is None
+    assert lines.before(result, set(), whole=True) == at["sum"]
+    assert lines.before(END, set(), whole=True) == at["sum"]
+    twice = ITEM.replace("self.names[index]", "[i for i in self.names]")
+    lines, code, _ = lines_of(twice)
+    assert lines.before(END, set(), whole=True) is None
+
+
+def test_where_the_lock_was_only_let_go_what_repeats_something_took_it():
+    for after, is_named in (("sum(i * i for i in range(step))", True), ("metric(step)", False)):
+        text = LOOP.format(after=after).replace("best = step", "best = step.max()  # best")
+        lines, code, at = lines_of(text)
+        expected = next(n for n, t in enumerate(text.splitlines(), 1) if "total =" in t)
+        best = instruction(code, at["best"])
+        found = lines.before(best, {at["update"]}, sure=True)
+        assert found == (expected if is_named else None)
+
+
+def test_an_offset_behind_the_begin_of_an_instruction_is_a_part_of_it():
+    lines, code, at = lines_of(ITEM.replace("return self.x[index]", "return self.x(index)"))
+    result = instruction(code, at["result"])
+    for offset in (result, result + 2):
+        assert lines.before(offset, set(), whole=True) == at["sum"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import zipapp
 
 import pytest
@@ -84,6 +85,15 @@ def test_lines_inside_phases_are_named_and_those_that_sleep_are_findings(tmp_pat
     assert findings["SLOW_LINE", "forward"]["place"]["function"].endswith("forward")
     assert result.summary["primary_diagnosis"]["kind"] == "INPUT_BOUND"
     assert f"train.py:{where(text, '# read')}" in result.summary["primary_diagnosis"]["summary"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="collate is timed from Python 3.11 on")
+def test_short_python_of_items_and_of_what_collects_them_is_told_apart(tmp_path):
+    result, spots, _ = recorded(tmp_path, line_programs.LOADER)
+    assert share(spots["input_wait", "item"]) == pytest.approx(0.64, abs=POINTS)
+    assert share(spots["input_wait", "collate"]) == pytest.approx(0.32, abs=POINTS)
+    finding = next(f for f in result.summary["findings"] if f["kind"] == "INPUT_BOUND")
+    assert finding["place"]["line"] == where(line_programs.LOADER, "# item")
 
 
 @pytest.mark.parametrize("name", ["GENERATOR", "GET_BATCH"])

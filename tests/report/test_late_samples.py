@@ -12,8 +12,11 @@ def at(line, function="main", **more):
     return CodeLine(FILE, line, function, **more)
 
 
-LINES = [at(10), at(12), at(14), at(5, "helper"), at(9, loop=True), at(30, "collate")]
-TEN, TWELVE, FOURTEEN, HELPER, LOOP, COLLATE = range(6)
+LINES = [
+    at(10), at(12), at(14), at(5, "helper"), at(9, loop=True), at(30, "collate"),
+    at(11, call="time.perf_counter()"),
+]  # fmt: skip
+TEN, TWELVE, FOURTEEN, HELPER, LOOP, COLLATE, TIMER = range(7)
 
 
 def late(phase, lines, samples, forced=0, **more):
@@ -95,3 +98,24 @@ def test_of_two_functions_that_a_library_calls_the_one_that_holds_the_lock_is_me
         late("input_wait", [COLLATE, LOOP], 40),
     )
     assert samples_of(item, collate) == {("input_wait", 5, False): 49}
+
+
+def test_what_is_seen_at_a_call_of_a_clock_ran_before_it_however_it_was_seen():
+    """A C function holds the lock to its end, and freeing what it made takes time as well."""
+    python = late("residual", [TEN], 20, 20)
+    assert samples_of(python, late("residual", [TIMER], 15, 15)) == {("residual", 10, False): 35}
+    rows = row("residual", [TEN], 20), row("residual", [TIMER], 15)
+    assert samples_of(*rows) == {("residual", 10, False): 20, ("residual", 11, False): 15}
+
+
+def test_only_the_samples_that_came_where_the_lock_was_let_go_go_to_the_line_before():
+    mixed = row("forward", [TWELVE], 30, late=10, yielded=10, yielded_ns=10 * 50 * MS, prior=TEN)
+    assert samples_of(mixed) == {("forward", 12, False): 20, ("forward", 10, False): 10}
+
+
+def test_what_ran_in_one_function_is_not_put_to_another_that_the_library_called_as_well():
+    collate = late("input_wait", [COLLATE, TEN], 30, 30)
+    item = late("input_wait", [HELPER, TEN], 20, prior=HELPER)
+    assert samples_of(collate, item) == {
+        ("input_wait", 30, False): 30, ("input_wait", 5, False): 20,
+    }  # fmt: skip

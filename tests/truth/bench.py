@@ -38,8 +38,8 @@ from traceml_agent.version import __version__
 
 BEGIN, END = "<!-- truth:begin -->", "<!-- truth:end -->"
 SHARE_POINTS = 0.05
-SCALE = "4"
-"""Runs of some 12 s: a line that takes a tenth of it is then in 24 samples."""
+SCALE = "3"
+"""Runs of some 9 s: a line that takes a tenth of it is then in 18 samples."""
 GOALS = {"cause": 0.95, "line": 0.90, "share": 0.95, "what-if": 0.95}
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import fake_nvml
 from tests.e2e.harness import Result, run, write
 from tests.truth.scenario import SCRIPT, Scenario, fault_place
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 ATTENTION = ("warn", "crit")
 AMBIENT = ("HIGH_CPU", "HIGH_PROCESS_CPU", "CPU_CONTENTION", "CPU_OVERSUBSCRIBED", "CPU_THROTTLED")
 """What the machine may do to any script: true of it, and no fault of the script's, unless the
@@ -60,9 +62,16 @@ def _run(scenario: Scenario, directory: Path, mode: str) -> tuple[Result, dict[s
     script = write(directory, scenario.text, SCRIPT)
     for name, text in scenario.files.items():
         write(directory, text, name)
+    launcher, arguments = scenario.command, [script, mode]
+    if scenario.ranks > 1:
+        arguments = [*TORCHRUN, f"--nproc-per-node={scenario.ranks}", *arguments]
     # A short path: that of a socket, by which workers send tensors, has 108 bytes.
     variables = {"TMPDIR": "/tmp"} | scenario.variables
-    result = run(directory, script, mode, prefix=scenario.command, **variables)
+    if scenario.gpus:
+        library = directory / "nvml"
+        library.mkdir()
+        variables |= fake_nvml.variables(fake_nvml.build(library), scenario.gpus)
+    result = run(directory, *arguments, prefix=launcher, **variables)
     assert result.returncode == 0, f"{scenario.name}: {result.stderr[-2000:]}"
     return result, json.loads(result.stdout.splitlines()[-1])
 

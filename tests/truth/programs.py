@@ -117,6 +117,53 @@ if __name__ == "__main__":
     main()
 """
 
+SLOW_RANK = """\
+import json, os, sys, time
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+SLOW = sys.argv[1] == "fault" and dist.get_rank() == 1
+STEPS = 120 * int(os.environ.get("TRUTH_SCALE", "1"))
+
+
+class Data(Dataset):
+    def __len__(self):
+        return STEPS
+
+    def __getitem__(self, index):
+        # slow item
+        return torch.full((16,), float(index % 7))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 4)
+
+    def forward(self, x):
+        time.sleep(0.01)
+        # slow forward
+        return self.linear(x)
+
+
+model = DistributedDataParallel(Net())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+begun = time.perf_counter()
+for x in DataLoader(Data(), batch_size=1):
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+if dist.get_rank() == 0:
+    print(json.dumps({"lost_s": 0.0, "train_s": time.perf_counter() - begun, "steps": STEPS}))
+dist.destroy_process_group()
+"""
+"""A job of ranks that wait for each other in each backward pass."""
+
 _INDENTS = {
     "item": 8,
     "collate": 4,

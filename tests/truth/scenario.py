@@ -25,6 +25,8 @@ class Scenario:
     command: tuple[str, ...] = ()  # in front of the script: a launcher, taskset
     workers_only: bool = False  # the fault is in loader workers
     files: dict[str, str] = field(default_factory=dict)  # text by name, written beside the script
+    gpus: str = ""  # state of the simulated NVML library
+    ranks: int = 1  # by torchrun
 
 
 def fault_place(scenario: Scenario) -> tuple[str, int] | None:

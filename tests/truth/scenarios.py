@@ -4,12 +4,15 @@
 verdict, has to be one of them. `held_out`: no rule or threshold was tuned on it.
 """
 
+import os
 from collections.abc import Iterator
 
 from tests.truth.held_out import held_out
-from tests.truth.programs import in_worker, program, timed, work
+from tests.truth.programs import SLOW_RANK, in_worker, program, timed, work
 from tests.truth.scenario import INPUT, RESIDUAL, Scenario
 
+CGROUP = "/sys/fs/cgroup/cpu"
+"""Of version 1, where a quota can be given."""
 STEP_S = 0.020
 """What a step of the scripts takes on the machine that the sizes were chosen on."""
 
@@ -22,7 +25,9 @@ def _sized(*percents: int) -> Iterator[tuple[int, float]]:
 
 def scenarios() -> list[Scenario]:
     """All of them, each with a name of its own."""
-    tuned = (_loop, _input, _workers, _model, _now_and_then, _host, _healthy)
+    tuned = (
+        _loop, _input, _workers, _model, _now_and_then, _host, _devices, _ranks, _healthy
+    )  # fmt: skip
     return [*(scenario for family in tuned for scenario in family()), *held_out()]
 
 
@@ -74,7 +79,7 @@ def _loop() -> Iterator[Scenario]:
     yield Scenario(
         "flush-each-step",
         program(
-            setup='log = open("log.txt", "w")\nbody = "x" * 1_000_000',
+            setup='log = open("log.txt", "w")\nbody = "x" * 6_000_000',
             after=timed("log.write(body); log.flush(); os.fsync(log.fileno())"),
         ),
         toggles=True,
@@ -168,6 +173,34 @@ def _workers() -> Iterator[Scenario]:
             loader='num_workers=1, multiprocessing_context="spawn"',
         ),
         kinds=waits,
+        **known,
+    )
+
+    yield Scenario(
+        "workers-made-anew",
+        program(
+            steps="10",
+            epochs="12",
+            width="256",
+            loader="num_workers=1, persistent_workers=not FAULT",
+        ),
+        kinds=(*waits, "EPOCH_RESTART"),
+        has_line=False,
+        **known,
+    )
+    yield Scenario(
+        "cold-files",
+        program(
+            batch="4",
+            setup='open("blob", "wb").write(os.urandom(2 << 20))\nos.sync()',
+            definitions="def cold(file):\n    with open(file, 'rb') as source:\n"
+            "        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)\n"
+            "        return len(source.read())",
+            item=in_worker('cold("blob")'),
+            loader="num_workers=1",
+        ),
+        kinds=(*waits, "STORAGE_BOUND"),
+        has_line=False,  # the line that reads is in the function that is called
         **known,
     )
 
@@ -299,6 +332,22 @@ def _host() -> Iterator[Scenario]:
         has_line=False,
         command=("taskset", "-c", "0"),
     )
+    if os.access(CGROUP, os.W_OK):
+        yield Scenario(
+            "cpu-quota",
+            program(
+                setup=f"group = '{CGROUP}/traceml-truth-' + str(os.getpid())\n"
+                "if FAULT:\n    os.mkdir(group)\n"
+                "    open(group + '/cpu.cfs_quota_us', 'w').write('60000')\n"
+                "    open(group + '/cgroup.procs', 'w').write(str(os.getpid()))",
+                finish="if FAULT:\n"
+                f"    open('{CGROUP}/cgroup.procs', 'w').write(str(os.getpid()))\n"
+                "    os.rmdir(group)",
+            ),
+            kinds=("CPU_THROTTLED",),
+            has_share=False,
+            has_line=False,
+        )
     yield Scenario(
         "too-many-threads",
         program(setup="torch.set_num_threads(16 if FAULT else 1)"),
@@ -320,6 +369,45 @@ def _host() -> Iterator[Scenario]:
         has_clean_twin=False,
         variables={"TRACEML_SAMPLE_INTERVAL_S": "0.2"},
     )
+
+
+def _devices() -> Iterator[Scenario]:
+    """What a GPU or its link does; the library of the driver is simulated, torch has no device."""
+    known = {"has_share": False, "has_line": False, "has_clean_twin": False}
+    fast = {"TRACEML_SAMPLE_INTERVAL_S": "0.2"}
+    healthy = "throttle 0\npcie_gen 5\n"
+    yield Scenario(
+        "gpu-too-hot",
+        program(steps="200"),
+        kinds=("GPU_THROTTLED", "HIGH_GPU_TEMPERATURE"),
+        gpus=healthy + "throttle 64\nclock_sm 1200\ntemperature 88\n",
+        variables=fast,
+        **known,
+    )
+    yield Scenario(
+        "narrow-link",
+        program(steps="200"),
+        kinds=("PCIE_DEGRADED",),
+        gpus=healthy + "pcie_width 4\n",
+        variables=fast,
+        **known,
+    )
+
+
+def _ranks() -> Iterator[Scenario]:
+    """One rank that holds up the others. Work is sleep, so that cores do not matter."""
+    for where, kinds in (
+        ("item", ("INPUT_STRAGGLER",)),
+        ("forward", ("COMPUTE_STRAGGLER",)),
+    ):
+        yield Scenario(
+            f"slow-rank-{where}",
+            SLOW_RANK.replace(f"# slow {where}", "time.sleep(0.02 * SLOW)"),
+            kinds=kinds,
+            ranks=2,
+            has_share=False,
+            has_line=False,
+        )
 
 
 def _healthy() -> Iterator[Scenario]:

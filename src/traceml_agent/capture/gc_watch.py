@@ -125,6 +125,14 @@ class GcWatch:
             return True
         return False
 
+    def since(self, moment: int) -> int:
+        """Nanoseconds of the last collection that lie behind this moment. For any thread."""
+        try:
+            begun, ended = self._starts[-1], self._stops[-1][0]
+        except IndexError:  # taken into the spool meanwhile
+            return 0
+        return max(0, int(ended) - max(begun, moment))
+
     def take(self) -> list[Record]:
         """What happened since the last call; in the thread that writes."""
         records: list[Record] = []

@@ -5,6 +5,7 @@ code lies between the line seen there and the last one seen before it stands in 
 """
 
 import dis
+from bisect import bisect_right
 from collections.abc import Collection
 from types import CodeType
 from typing import NamedTuple
@@ -63,10 +64,11 @@ class Lines:
                     head = min(line, first)
                     self._loops.append(_Loop(at.argval, at.offset + 2, head, above))
         self._all = frozenset(self._line_at.values())
+        self._offsets = sorted(self._line_at)
 
     def is_free(self, instruction: int) -> bool:
         """Whether this is a call that takes no time."""
-        return instruction in self._free
+        return self._whole(instruction) in self._free
 
     def before(
         self, instruction: int, seen: Collection[int], *, whole: bool = False, sure: bool = False
@@ -76,8 +78,7 @@ class Lines:
         None where several can have taken the time, or none, or where it is not known. `whole`: the
         function began in that time. `sure`: only a line that repeats something.
         """
-        if instruction == END:
-            instruction = self.end
+        instruction = self.end if instruction == END else self._whole(instruction)
         line = self._line_at.get(instruction)
         if line is None:
             return None
@@ -98,6 +99,12 @@ class Lines:
             return repeats.pop() if len(repeats) == 1 else None
         calls = self._calls & between
         return calls.pop() if len(calls) == 1 else None
+
+    def _whole(self, instruction: int) -> int:
+        """The instruction that this offset lies in: a frame that calls may stand behind its begin,
+        where the interpreter keeps what it learned of it."""
+        at = bisect_right(self._offsets, instruction)
+        return self._offsets[at - 1] if at else instruction
 
     def _between(self, instruction: int, line: int, seen: Collection[int]) -> set[int] | None:
         around = [loop for loop in self._loops if loop.begin <= instruction < loop.end]

@@ -30,20 +30,19 @@ class PriorLines:
         self._lines: dict[int, Lines] = {}
 
     def seen(self, counts: Sequence[tuple[Key, Any]]) -> Seen:
-        """The lines of the functions that are asked about in which the thread was, and did not hold
-        the lock."""
+        """The lines of the functions that are asked about in which the thread was, and most often
+        did not hold the lock."""
         asked = {key[3] for key, count in counts if len(key) > 3 and (key[1] or count.late)}
-        places = {
-            pair
-            for key, count in counts
-            if not key[1] and count.samples > count.late
-            for pair in zip(key[3::2], key[4::2], strict=True)
-            if pair[0] in asked
-        }
+        places: dict[tuple[int, int], int] = {}  # samples that were not late less those that were
+        for key, count in counts:
+            for pair in () if key[1] else zip(key[3::2], key[4::2], strict=True):
+                if pair[0] in asked:
+                    free = count.samples - 2 * count.late
+                    places[pair] = places.get(pair, 0) + free
         found: Seen = {}
-        for number, instruction in places:
+        for (number, instruction), free in places.items():
             lines = self._lines_in(number)
-            if lines is not None and not lines.is_free(instruction):
+            if free > 0 and lines is not None and not lines.is_free(instruction):
                 line = position(self._codes[number - 1], instruction)[0]
                 found.setdefault(number, set()).add(line)
         return found

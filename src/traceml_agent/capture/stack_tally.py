@@ -279,7 +279,7 @@ def _merged(rows: Iterable[StackRow]) -> list[StackRow]:
     """One row a place: two instructions may be of one expression."""
     found: dict[_Key, StackRow] = {}
     for row in rows:
-        key = (row.phase, row.before, row.callee, *row.lines)
+        key = (row.phase, row.before, row.callee, row.prior, *row.lines)
         same = found.get(key)
         found[key] = (
             row
@@ -291,7 +291,6 @@ def _merged(rows: Iterable[StackRow]) -> list[StackRow]:
                 late=same.late + row.late,
                 yielded=same.yielded + row.yielded,
                 yielded_ns=same.yielded_ns + row.yielded_ns,
-                prior=same.prior if same.prior == row.prior else None,
             )
         )
     return list(found.values())

@@ -71,7 +71,9 @@ def _cause(index: int, rows: Sequence[StackRow], paths: Sequence[Stack]) -> int 
         for number, other in enumerate(rows)
         if number != index and other.lines and not other.before
         for place in [_place_before(paths[number], path, is_loop=row.phase == RESIDUAL)]
-        if place is not None and not (row.before and _is_within(paths[number], path))
+        if place is not None
+        and not (row.before and _is_within(paths[number], path))
+        and (row.prior is None or _is_through(paths[number], path[-1]))
     ]
     ordered.sort(key=lambda pair: (pair[0], rows[pair[1]].late - rows[pair[1]].yielded))
     for _, number in reversed(ordered):
@@ -108,6 +110,11 @@ def _same_line(one: CodeLine, two: CodeLine) -> bool:
 def _is_within(other: Stack, path: Stack) -> bool:
     """Whether `other` is the line that `path` ends in, or was called by it."""
     return len(other) >= len(path) and all(map(_same_line, other, path))
+
+
+def _is_through(other: Stack, line: CodeLine) -> bool:
+    """Whether `other` is in the function of this line, or was called from it."""
+    return any((one.file, one.function) == (line.file, line.function) for one in other)
 
 
 def _less(found: StackRow, moved: StackRow) -> StackRow:

@@ -69,6 +69,10 @@ class CauseWatch:
                 self._thread.start()
         self._recorder.suppliers.append(self._take)
 
+    def collected_since(self, moment: int) -> int:
+        """Nanoseconds of the last garbage collection that lie behind this moment."""
+        return 0 if self._gc is None else self._gc.since(moment)
+
     def stop(self) -> None:
         """Ends with a last reading."""
         self._stop.set()

@@ -124,6 +124,8 @@ class StackSampler:
             if self._stop.acquire(timeout=wait_ns / 1e9):
                 break
             late_ns = max(0, clock() - due)
+            if self._guest is not None:  # no line of the program runs meanwhile
+                late_ns = max(0, late_ns - self._guest.collected_since(due))
             waited_ns = late_ns - min(late_ns, waits.since_last())
             if not is_off("stacks"):
                 with guard("stacks"):
@@ -163,10 +165,10 @@ class StackSampler:
         weight_ns = self._interval_ns + min(late_ns, LONGEST_NS)
         collated = fetched = None
         begun, item, collate = tracker.collating
-        if yielded and phase == INPUT_WAIT and begun >= since <= due:
+        if late and phase == INPUT_WAIT and begun >= since <= due:
             if due < begun:
-                fetched = item
-            else:
+                fetched, yielded = item, True
+            elif yielded:
                 collated = collate
         sample = self._tally.seen(
             frame, name, weight_ns, late=late, before=before, yielded=yielded, collated=collated,
