@@ -50,6 +50,7 @@ healthy: $(VENV)/.test
 
 # An hour on a quiet machine: known faults between their clean twins, and healthy runs.
 truth: $(VENV)/.test
+	$(BIN)/python tests/truth/peers.py --write docs/accuracy.md
 	$(BIN)/python tests/truth/bench.py --write docs/accuracy.md
 
 # Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.

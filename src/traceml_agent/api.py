@@ -141,9 +141,10 @@ def trace(format: str = "tree", name: str | None = None, last: int | None = None
     `format`: "tree" prints one line a scope and returns None (in a Jupyter notebook it returns an
     object that shows itself instead); "dict" returns the `roots`, their `span_count`, and the
     `marks` outside any scope; a node with id, parent_id, name, index, start_ns and end_ns
-    (monotonic clock), wall_us, cpu_ns (of its thread, within 10 us;
-    None below 100 us), gpu_ns and memory_peak_bytes (not measured
-    yet: None), attrs, marks, children; "json"
+    (monotonic clock), wall_us, cpu_ns (of its thread, within 10 us; None below 100 us), gpu_ns (of
+    steps, their phases, and of what holds steps, where a CUDA device is timed), memory_peak_bytes
+    (always None: torch keeps one peak a process, and asking for that of a scope would reset what
+    the program reads), attrs, marks, children; "json"
     the same as text; "df" a pandas data frame with a row a scope. `name` keeps the scopes of that
     name and all below them, `last` the N of these that were closed most recently.
 

@@ -202,7 +202,7 @@ def test_a_trainer_has_its_steps_evaluations_checkpoints_and_epochs_once_with_ho
     assert spool.outside_ns["eval"] > 0
     evaluated = sum(event.duration_ns or 0 for event in spool.events if event.name == "eval")
     assert spool.end is not None
-    assert 0 < spool.end.phase_ns["eval"] - evaluated < 0.2 * evaluated
+    assert 0 <= spool.end.phase_ns["eval"] - evaluated < 0.2 * evaluated
 
 
 def test_manual_optimization_with_two_optimizers_and_a_closure_on_two_ranks(

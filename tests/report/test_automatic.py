@@ -5,6 +5,7 @@ from traceml_agent.report.automatic import with_automatic
 from traceml_agent.report.span_rows import rows_in
 from traceml_agent.report.spans import Row, forest
 from traceml_agent.schema.phases import PHASES as PHASE_NAMES
+from traceml_agent.schema.records import DeviceSteps
 from traceml_agent.schema.spans import Marks, Passes, Spans
 from traceml_agent.spool.reader import Spool
 from traceml_agent.spool.spans import SpanRecords
@@ -185,3 +186,18 @@ def test_rows_of_a_spool_are_the_newest_with_all_their_marks():
     assert rows[0].marks[:2] == [("p", 0, "summary"), ("p", 1500 - 1024, "point")]
     assert outside == [("q", 10**30, "point")]
     assert [r.id for r in rows_in(found, 1)[0]] == [1]
+
+
+def test_device_times_are_those_of_steps_and_what_holds_them():
+    spool = two_epochs()
+    times = [4 * MS, 5 * MS, 6 * MS]
+    phases = {"forward": [1 * MS, 2 * MS, 3 * MS]}
+    spool.device_batches.append(DeviceSteps(1, 3, times, phases))
+    mine = row(5, -1, 26, name="mine", phase=0)
+    rows = with_automatic([mine], spool, 1000)
+    found = {(r.name, r.index): r.gpu_ns for r in rows if r.name not in ("forward", "mine")}
+    assert [found["step", number] for number in (1, 2, 3, 4)] == [*times, None]
+    assert (found["epoch", 0], found["epoch", 1]) == (9 * MS, None)  # of step 4 nothing is known
+    assert mine.gpu_ns == 9 * MS
+    assert [r.gpu_ns for r in rows if r.name == "forward"] == [1 * MS, 2 * MS, 3 * MS, None]
+    assert all(r.gpu_ns is None for r in with_automatic([], two_epochs(), 1000))

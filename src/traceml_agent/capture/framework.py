@@ -162,8 +162,8 @@ def in_phase(
         if counted is None:
             return original(*args, **kwargs)
         failed = 1
-        begun = clock()
         previous = tracker.enter(phase)
+        begun = tracker.since
         tracker.evaluating += phase == EVAL
         if within == NONE:
             _INTERRUPTED_NS[0] = 0
@@ -178,7 +178,7 @@ def in_phase(
             if tracker.phase == phase:
                 tracker.leave(previous)
             tracker.evaluating -= phase == EVAL
-            elapsed = clock() - begun
+            elapsed = tracker.since - begun
             with guard("framework"):
                 if within != NONE:
                     _INTERRUPTED_NS[0] += elapsed

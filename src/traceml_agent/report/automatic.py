@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from traceml_agent.report.device_spans import STEP, add_device_times
 from traceml_agent.report.spans import Row
 from traceml_agent.schema.phases import CHECKPOINT, EVAL, PHASES
 from traceml_agent.spool.reader import Spool
@@ -17,7 +18,7 @@ from traceml_agent.spool.reader import Spool
 SLACK_NS = 100_000
 """A scope may begin so long before the step that it holds the first call of: `with scope("load"):
 batch = next(batches)`. Chosen: some calls of Python on a busy machine."""
-EPOCH, EVALUATION, STEP = "epoch", "evaluation", "step"
+EPOCH, EVALUATION = "epoch", "evaluation"
 _PASS = len(PHASES) + 1
 _IDS = _PASS + 1  # of a step: its own, then its phases, then one for a pass
 _OPEN = 1 << 62
@@ -82,6 +83,7 @@ def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     for node in (*nodes, *users):
         node.row.parent_id = None if node.parent is None else node.parent.row.id
     _below_phases(nodes, users, {row.id: row for row in found})
+    add_device_times(found, spool)
     return newest(found, most)
 
 

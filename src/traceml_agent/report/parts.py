@@ -80,12 +80,16 @@ def _with_older_steps(spools: list[Spool]) -> list[Spool]:
 
 
 def _whole(spool: Spool) -> Spool:
-    """The spool itself, unless it was thinned so far that the digest has more."""
+    """With the steps of the spool itself, unless it was thinned so far that the digest has more."""
     try:
-        found = compact(read_spool(spool.path, whole=True))
+        found = compact(read_spool(spool.path, whole=True, only_steps=True))
     except (NotASpool, NewerSchema, OSError):  # gone meanwhile
         return spool
-    return max(spool, found, key=lambda s: sum(batch.count for batch in s.batches))
+    if sum(b.count for b in found.batches) > sum(b.count for b in spool.batches):
+        spool.batches, spool.sums = found.batches, found.sums
+        spool.device_batches = found.device_batches
+        spool.sketch, spool.summed_steps = None, 0
+    return spool
 
 
 def _without_copies(spools: list[Spool], problems: list[str]) -> list[Spool]:

@@ -34,6 +34,7 @@ class Row:
     attrs: dict[str, Any]
     marks: list[tuple[str, Any, str]]  # name, value, kind
     phase: int | None = None  # in which it was opened: 0 none; None: not in the training thread
+    gpu_ns: int | None = None  # on the device, of the steps in it
     fixed: bool = False  # below its parent whatever their times say
     children: list["Row"] = field(default_factory=list)
 
@@ -48,7 +49,7 @@ class Row:
             "end_ns": self.end_ns,
             "wall_us": self.wall_us,
             "cpu_ns": self.cpu_ns,
-            "gpu_ns": None,
+            "gpu_ns": self.gpu_ns,
             "memory_peak_bytes": None,
             "attrs": {name: _plain(value) for name, value in self.attrs.items()},
             "marks": [_mark(*mark) for mark in self.marks],
@@ -154,7 +155,7 @@ def frame_of(roots: Sequence[Row]) -> Any:
             "a data frame of spans needs pandas: pip install 'traceml-agent[pandas]'"
         ) from None
     rows = [
-        (row.id, parent, row.name, row.index, row.wall_us, row.cpu_ns, None, None,
+        (row.id, parent, row.name, row.index, row.wall_us, row.cpu_ns, row.gpu_ns, None,
          len(row.marks), depth)
         for depth, parent, row in walk(roots)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from traceml_agent.schema.digests import Covered
-from traceml_agent.schema.records import Header
+from traceml_agent.schema.records import DeviceSteps, Header, Steps, StepSums
 from traceml_agent.spool.format import DIGEST_SUFFIX, BadRecord, decode
 from traceml_agent.spool.plausible import check
 from traceml_agent.spool.reader import (
@@ -27,14 +27,19 @@ from traceml_agent.spool.reader import (
 TAIL_BYTES = 64
 """Of these a digest has the checksum. Chosen: within them lie digits of a clock or a duration."""
 _COVERED = b'{"kind":"covered"'
+_OF_STEPS = tuple(
+    b'{"kind":"%s"' % record.kind.encode() for record in (Steps, StepSums, DeviceSteps)
+)
 _GZIP = 31  # for zlib: members of gzip
 
 
-def read_spool(path: Path, *, whole: bool = False, spans: bool = False) -> Spool:
+def read_spool(
+    path: Path, *, whole: bool = False, spans: bool = False, only_steps: bool = False
+) -> Spool:
     """Everything a process left: its spool, the steps still in its ring, its fatal stack.
 
     What its digest holds is read there, unless `whole`. Single scopes and marks are left out,
-    unless `spans`. Raises NotASpool, NewerSchema and OSError.
+    unless `spans`; and all but steps with `only_steps`. Raises NotASpool, NewerSchema and OSError.
     Lines that are no records are skipped and named in `problems`; a last line without a newline is
     a torn write and is skipped too.
     """
@@ -45,6 +50,8 @@ def read_spool(path: Path, *, whole: bool = False, spans: bool = False) -> Spool
         covered = None if whole else _take_packed(spool, file)
         file.seek(len(first) if covered is None else covered.spool_bytes)
         rest = file.read()
+        if only_steps:
+            rest = _steps_in(rest)
         spool.size = spool.spool_size = file.tell()
     if spool.header.spool_path is not None:
         _take_elsewhere(spool, first + rest, whole=whole)
@@ -59,6 +66,12 @@ def read_spool(path: Path, *, whole: bool = False, spans: bool = False) -> Spool
     add_ring(spool)
     add_stack(spool)
     return spool
+
+
+def _steps_in(data: bytes) -> bytes:
+    """The lines about steps alone, and a torn one at the end."""
+    *lines, last = data.split(b"\n")
+    return b"\n".join([*(line for line in lines if line.startswith(_OF_STEPS)), last])
 
 
 def _after(first: bytes) -> Covered:
