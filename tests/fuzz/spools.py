@@ -189,7 +189,7 @@ def _ring_only(run_dir: Path) -> Files:
     ring = Ring(run_dir / SLOTS[1], capacity=8)
     for step in range(1, 12):
         start = FIRST_STEP_NS + (step - 1) * 10 * MS
-        phases = (MS, 0, 3 * MS, 4 * MS, MS, 0, 0, 0)
+        phases = (MS, 0, 3 * MS, 4 * MS, MS, *[0] * (len(PHASES) - 5))
         row = (step, start, 10 * MS, *phases, 0, 1, 32, 1, step)
         pack_step(ring.buffer, slot_offset(step, 8), *row)
     ring.mark_drained(BATCH)

@@ -46,10 +46,10 @@ def pause_limit(step_ns: int) -> int:
     return max(IDLE_NS, IDLE_RATIO * step_ns)
 
 
-Collate = tuple[int, CodeType | None, CodeType | None]
-"""When the training thread last began to make a batch of items, the function that makes an item,
-and the one that makes the batch."""
-NO_COLLATE: Collate = (0, None, None)
+Collate = tuple[int, int, CodeType | None, CodeType | None]
+"""When the training thread last began to make a batch of items, for which loader, the function that
+makes an item, and the one that makes the batch."""
+NO_COLLATE: Collate = (0, 0, None, None)
 
 
 class OpenStep:
@@ -64,7 +64,6 @@ class OpenStep:
         "_eval_seen",
         "_evaluated",
         "_exhausted",
-        "_fetch_key",
         "_forward_ns",
         "_h2d_ns",
         "_in_scaler",
@@ -80,6 +79,7 @@ class OpenStep:
         "collating",
         "device",
         "evaluating",
+        "fetch_key",
         "last_duration",
         "on_close",
         "on_proof",
@@ -125,7 +125,7 @@ class OpenStep:
         self.updating = 0  # updates begun and not ended: one, and those inside it
         self._opened_update = False
         self._in_scaler = False
-        self._fetch_key = 0
+        self.fetch_key = 0
         self._carried = 0  # batches fetched ahead
         self.evaluating = 0  # evaluations of a framework that are open: updates in them are none
         self.bracket: object | None = None  # that the program opened around this step

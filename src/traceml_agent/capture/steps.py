@@ -55,7 +55,7 @@ class StepTracker(BracketedStep):
             segment = self.segment
             if key not in segment.keys:
                 segment.keys.append(key)
-            self._fetch_key = key
+            self.fetch_key = key
             if self.device is not None:
                 self.device.switch(NONE, INPUT_WAIT)
             self.phase = INPUT_WAIT
@@ -74,7 +74,7 @@ class StepTracker(BracketedStep):
                 self.device.switch(INPUT_WAIT, NONE)
             self.phase = NONE
             self.since = now
-            self._batches.append((self._fetch_key, samples))
+            self._batches.append((self.fetch_key, samples))
         except INTERNAL as error:
             self._fail("dataloader", error)
 
@@ -83,7 +83,7 @@ class StepTracker(BracketedStep):
         try:
             elapsed = self.leave(NONE)
             self._exhausted = True
-            role = self._roles.get(self._fetch_key)
+            role = self._roles.get(self.fetch_key)
             if role == EVAL:
                 self.segment.acc[INPUT_WAIT] -= elapsed
                 self.segment.acc[EVAL] += elapsed

@@ -196,12 +196,12 @@ def _finish(iterator: Any, iteration: Iteration, watch: LoaderWatch) -> None:
 
 
 def _timed(collate: Any, iteration: Iteration, item: CodeType | None) -> Any:
-    tracker, code = SESSION.tracker, getattr(collate, "__code__", None)
+    tracker, key, code = SESSION.tracker, iteration.key, getattr(collate, "__code__", None)
 
     def call(samples: Any) -> Any:
         begun = clock()
         if get_ident() == tracker.owner:
-            tracker.collating = (begun, item, code)
+            tracker.collating = (begun, key, item, code)
         try:
             return collate(samples)
         except BaseException as error:

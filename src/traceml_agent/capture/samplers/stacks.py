@@ -164,12 +164,15 @@ class StackSampler:
         yielded = late and waited_ns < YIELD_PART * 1e9 * sys.getswitchinterval()
         weight_ns = self._interval_ns + min(late_ns, LONGEST_NS)
         collated = fetched = None
-        begun, item, collate = tracker.collating
-        if late and phase == INPUT_WAIT and begun >= since <= due:
-            if due < begun:
-                fetched, yielded = item, True
-            elif yielded:
-                collated = collate
+        begun, loader, item, collate = tracker.collating
+        if late and phase == INPUT_WAIT and since <= due:
+            if begun >= since:
+                if due < begun:
+                    fetched, yielded = item, True
+                elif yielded:
+                    collated = collate
+            elif yielded and loader == tracker.fetch_key:  # still among the items
+                fetched = item
         sample = self._tally.seen(
             frame, name, weight_ns, late=late, before=before, yielded=yielded, collated=collated,
             fetched=fetched,
