@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from traceml_agent.capture.session import Session
 
 LOGGER = "traceml"
-_KINDS = ("steps", "step_sums", "passes", "loader", "end")
+_KINDS = ("steps", "step_sums", "device_steps", "passes", "loader", "end")
 """Of records that automatic spans are made of."""
 
 

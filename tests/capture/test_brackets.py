@@ -4,7 +4,7 @@ import pytest
 
 from tests.capture.test_steps import Loop
 from traceml_agent.capture.open_step import IDLE_NS
-from traceml_agent.schema.phases import EVAL, FORWARD, INPUT_WAIT, OPTIMIZER
+from traceml_agent.schema.phases import EVAL, FORWARD, INPUT_WAIT, LOGGING, OPTIMIZER
 
 
 @pytest.fixture
@@ -95,6 +95,22 @@ def test_an_update_after_the_block_is_no_step_of_its_own(loop):
     loop.exhaust()
     loop.tracker.finish()
     assert len(loop.closed) == 6
+
+
+def test_logging_between_the_block_and_its_update_changes_nothing(loop):
+    def body():
+        loop.fetch()
+        loop.forward()
+        loop.backward()
+
+    for _ in range(4):
+        bracket(loop, body)
+        previous = loop.tracker.enter(LOGGING)
+        loop.now += 2
+        loop.tracker.leave(previous)
+        loop.update()
+    loop.tracker.finish()
+    assert len(loop.closed) == 4
 
 
 def test_a_block_that_failed_before_its_update_is_no_step(loop):

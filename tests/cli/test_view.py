@@ -25,6 +25,25 @@ def test_without_an_argument_it_shows_the_run_that_started_last(
     assert shown_run(cli("view", "latest", "--json").stdout) == "later"
 
 
+def test_a_summary_of_an_earlier_version_is_shown_without_what_it_lacks(
+    cli: Cli, make_run: MakeRun
+) -> None:
+    run_dir = make_run("old")
+    cli("fold", "old")
+    file = run_dir / "final_summary.json"
+    payload = json.loads(file.read_text())
+    del payload["step_time"]["global"]["average"]["logging_ms"]
+    payload["primary_diagnosis"].pop("finding", None)
+    for finding in payload["findings"]:
+        finding.pop("id", None)
+    file.write_text(json.dumps(payload))
+    for spool in (*run_dir.glob("*.jsonl"), *run_dir.glob("*.digest")):
+        spool.unlink()
+    done = cli("view", "old")
+    assert done.returncode == 0, done.stderr
+    assert "forward" in done.stdout
+
+
 def test_a_run_is_found_by_id_prefix_path_name_and_file(cli: Cli, make_run: MakeRun) -> None:
     run_dir = make_run("20260101-120000-77", name="baseline of monday")
     make_run("20260202-120000-78", started_s=1_700_000_900.0)

@@ -196,8 +196,17 @@ def test_device_times_are_those_of_steps_and_what_holds_them():
     mine = row(5, -1, 26, name="mine", phase=0)
     rows = with_automatic([mine], spool, 1000)
     found = {(r.name, r.index): r.gpu_ns for r in rows if r.name not in ("forward", "mine")}
-    assert [found["step", number] for number in (1, 2, 3, 4)] == [*times, None]
+    # The third is shown without the evaluation before it, which the device worked for too.
+    assert [found["step", number] for number in (1, 2, 3, 4)] == [*times[:2], None, None]
     assert (found["epoch", 0], found["epoch", 1]) == (9 * MS, None)  # of step 4 nothing is known
     assert mine.gpu_ns == 9 * MS
     assert [r.gpu_ns for r in rows if r.name == "forward"] == [1 * MS, 2 * MS, 3 * MS, None]
     assert all(r.gpu_ns is None for r in with_automatic([], two_epochs(), 1000))
+
+
+def test_a_span_that_began_before_the_first_step_that_is_left_has_no_device_time():
+    spool = spool_of(steps(2, first=7), passes=[(0, 0, -60, 20, 11)])
+    spool.device_batches.append(DeviceSteps(7, 2, [4 * MS, 5 * MS], {}))
+    inside, around = row(5, 0, 20, name="inside", phase=0), row(6, -60, 21, name="around", phase=0)
+    rows = {r.name: r.gpu_ns for r in with_automatic([inside, around], spool, 1000)}
+    assert (rows["around"], rows["epoch"]) == (None, None)

@@ -217,7 +217,7 @@ def as_logging(
             if not is_told:
                 return original(*args, **kwargs)
         framework.count("logs")
-        if tracker.phase != NONE:
+        if tracker.phase >= 0:  # a part of it; in the closure of an optimizer it is one of its own
             return original(*args, **kwargs)
         previous = tracker.enter(LOGGING)
         try:

@@ -103,7 +103,7 @@ def on_tracker(module: Any) -> None:
     """A tracker: what the loop logs to it becomes a phase."""
     from traceml_agent.integrations import trackers
 
-    _install(LOGGING, trackers.install, module)
+    _install(trackers.TRACKERS[module.__name__][0], trackers.install, module)
 
 
 def on_lightning(package: Any) -> None:

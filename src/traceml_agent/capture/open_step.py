@@ -18,6 +18,7 @@ from traceml_agent.schema.phases import (
     FORWARD,
     H2D,
     INPUT_WAIT,
+    LOGGING,
     OPTIMIZER,
     PATCH_OF_PHASE,
     PHASES,
@@ -207,6 +208,8 @@ class OpenStep:
             if phase in (INPUT_WAIT, FORWARD, BACKWARD, OPTIMIZER):
                 self._start_at(now)
             return
+        if self._parted and phase == LOGGING:
+            return  # the update of a bracket may still follow
         self._attend = False
         if self._parted:
             self._parted = phase == OPTIMIZER  # an update that follows belongs to the bracket

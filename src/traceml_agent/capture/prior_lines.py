@@ -34,15 +34,20 @@ class PriorLines:
         did not hold the lock."""
         asked = {key[3] for key, count in counts if len(key) > 3 and (key[1] or count.late)}
         places: dict[tuple[int, int], int] = {}  # samples that were not late less those that were
+        called: set[tuple[int, int]] = set()  # places in which something of Python was called
         for key, count in counts:
-            for pair in () if key[1] else zip(key[3::2], key[4::2], strict=True):
+            pairs = () if key[1] else tuple(zip(key[3::2], key[4::2], strict=True))
+            called.update(pairs if key[2] else pairs[1:])
+            for pair in pairs:
                 if pair[0] in asked:
                     free = count.samples - 2 * count.late
                     places[pair] = places.get(pair, 0) + free
         found: Seen = {}
         for (number, instruction), free in places.items():
             lines = self._lines_in(number)
-            if free > 0 and lines is not None and not lines.is_free(instruction):
+            if free <= 0 or lines is None:
+                continue
+            if (number, instruction) in called or not lines.is_free(instruction):
                 line = position(self._codes[number - 1], instruction)[0]
                 found.setdefault(number, set()).add(line)
         return found

@@ -7,6 +7,8 @@ from traceml_agent.capture.framework import Framework, as_logging, patch
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
 
+LOGGING = "logging"
+"""The patch of the phase: in as soon as any tracker is."""
 _SUMMARY_WRITER = (
     "add_scalar", "add_scalars", "add_histogram", "add_image", "add_images", "add_figure",
     "add_video", "add_audio", "add_text", "add_graph", "add_embedding", "add_mesh", "add_pr_curve",
@@ -40,13 +42,17 @@ def install(module: Any) -> str:
         # Its import imports torch, which starts the agent: what is half imported tells no hook
         # when it is done.
         SESSION.looks[module.__name__] = partial(_look_again, module)
+        SESSION.statuses.setdefault(LOGGING, "active")
         return "active"
+    if owner is None:
+        return f"not in: {package} has another shape here"
     framework = Framework(package)
     missing: list[str] = []
     for method in methods:
         missing += patch(owner, method, as_logging, framework, f"{class_name}.{method}")
     if len(missing) == len(methods):
         return f"not in: {package} has another shape here"
+    SESSION.statuses.setdefault(LOGGING, "active")
     return "active"
 
 

@@ -72,7 +72,7 @@ def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     own_epochs = _Epochs(users)
     nodes += [node for node in epochs if not own_epochs.hold(node.start)]
     nodes += [_evaluation(e, number, ends[e.order]) for number, e in enumerate(evaluations)]
-    _begin_with_pass(steps, trainings)
+    moved = _begin_with_pass(steps, trainings)
     _lean_on_steps(users, steps)
     _place([*nodes, *users])
     found = [*rows]
@@ -83,7 +83,7 @@ def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     for node in (*nodes, *users):
         node.row.parent_id = None if node.parent is None else node.parent.row.id
     _below_phases(nodes, users, {row.id: row for row in found})
-    add_device_times(found, spool)
+    add_device_times(found, spool, moved)
     return newest(found, most)
 
 
@@ -234,8 +234,10 @@ def _of_user(row: Row) -> _Node:
 # Where it belongs
 
 
-def _begin_with_pass(steps: Sequence[_Node], trainings: Sequence[_Pass]) -> None:
-    """The first step of an epoch holds what came since the last one: it is shown without."""
+def _begin_with_pass(steps: Sequence[_Node], trainings: Sequence[_Pass]) -> set[int]:
+    """The first step of an epoch holds what came since the last one: it is shown without. Returns
+    the ids of these."""
+    moved: set[int] = set()
     starts = [node.start for node in steps]
     for one in trainings:
         at = bisect_left(starts, one.start) - 1
@@ -248,9 +250,11 @@ def _begin_with_pass(steps: Sequence[_Node], trainings: Sequence[_Pass]) -> None
             node.phases.pop(EVAL, None)
             node.phases.pop(CHECKPOINT, None)
         node.start = node.row.start_ns = one.start
+        moved.add(node.row.id)
         length = node.end - node.start
         node.phases = {phase: ns for phase, ns in node.phases.items() if ns <= length}
         node.least = min(node.end, node.start + sum(node.phases.values()))
+    return moved
 
 
 def _lean_on_steps(users: Sequence[_Node], steps: Sequence[_Node]) -> None:

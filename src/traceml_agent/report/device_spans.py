@@ -1,6 +1,6 @@
 """What the device did in spans: the steps that were timed on it, and what holds them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from traceml_agent.report.spans import Row
 from traceml_agent.schema.phases import PHASES
@@ -9,25 +9,30 @@ from traceml_agent.spool.reader import Spool
 STEP = "step"
 
 
-def add_device_times(rows: Iterable[Row], spool: Spool) -> None:
+def add_device_times(rows: Iterable[Row], spool: Spool, moved: Collection[int] = ()) -> None:
     """Fills `gpu_ns` of automatic steps and of their phases; and of each span around steps, if all
-    of these are known, with their sum."""
+    of these are known, with their sum. `moved`: ids of steps that are shown without their
+    beginning, which the device worked for too."""
     if not spool.device_batches:
         return
     times = _times(spool)
     known = {row.id: row for row in rows}
     unknown: set[int] = set()
-    for row in known.values():
-        if row.id >= 0 or row.name != STEP:
-            continue
+    steps = [row for row in known.values() if row.id < 0 and row.name == STEP]
+    first = min(steps, key=lambda row: row.start_ns, default=None)
+    is_cut = bool(spool.sums) or first is None or first.index != 1
+    for row in steps:
         duration, phases = times.get(int(row.index or 0), (None, {}))
+        if row.id in moved:
+            duration = None
         row.gpu_ns = duration
         for number, name in enumerate(PHASES):
             phase = known.get(row.id - number - 1)
             if phase is not None and phase.name == name:
                 phase.gpu_ns = phases.get(name)
         for around in _around(row, known):
-            if duration is None:
+            begins_before = first is not None and around.start_ns < first.start_ns
+            if duration is None or (is_cut and begins_before):
                 unknown.add(around.id)
             else:
                 around.gpu_ns = (around.gpu_ns or 0) + duration

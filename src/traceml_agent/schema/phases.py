@@ -23,8 +23,10 @@ COMPUTE_PHASES = ("forward", "backward", "optimizer")
 LONG_PHASES = ("eval", "checkpoint", "compile")
 """Phases that take as long as they take: a rank in one of them is at work, and does not hang."""
 
-DEVICE_PHASES = PHASES
-"""The phases that have a device time where a CUDA device is used: what the device did meanwhile."""
+DEVICE_PHASES = PHASES[:LOGGING]
+"""The phases that have a device time where a CUDA device is used: what the device did meanwhile. A
+loop may log hundreds of times in one step, which is work of the host: on the clock of the device it
+is a part of the residual."""
 
 PATCH_OF_PHASE = {
     "input_wait": "dataloader",

@@ -47,7 +47,7 @@ class StackRow:
     leaf: str | None = None  # where that was most often: the innermost function of a library
     yielded: int = 0
     yielded_ns: int = 0  # the time that these stand for
-    prior: int | None = None  # of `before`: the only `CodeLine` that can have taken the time
+    prior: int | None = None  # of late samples: the only `CodeLine` that can have taken the time
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,13 +124,13 @@ class StackSampler:
             if self._stop.acquire(timeout=wait_ns / 1e9):
                 break
             late_ns = max(0, clock() - due)
-            if self._guest is not None:  # no line of the program runs meanwhile
-                late_ns = max(0, late_ns - self._guest.collected_since(due))
             waited_ns = late_ns - min(late_ns, waits.since_last())
+            # No line of the program runs while garbage is collected.
+            collected = 0 if self._guest is None else self._guest.collected_since(due)
             if not is_off("stacks"):
                 with guard("stacks"):
                     self._settle()
-                    self._sample(due, late_ns, waited_ns)
+                    self._sample(due, late_ns, waited_ns, collected)
             if self._guest is not None:
                 self._guest.look(waited_ns)
             self.cpu_ns = cpu = time.thread_time_ns()
@@ -149,19 +149,21 @@ class StackSampler:
         elif cpu_share < CALM_PART * MOST_CPU_SHARE:
             self._interval_ns = max(self._interval_ns // 2, self._shortest_ns)
 
-    def _sample(self, due: int, late_ns: int, waited_ns: int) -> None:
+    def _sample(self, due: int, late_ns: int, waited_ns: int, collected: int = 0) -> None:
         tracker = self._session.tracker
         frame = current_frames().get(tracker.owner)
         phase, since = tracker.phase, tracker.since
         if frame is None:
             return
         name = PHASES[phase] if phase >= 0 else RESIDUAL if tracker.segment.start else OUTSIDE
+        forced = waited_ns >= YIELD_PART * 1e9 * sys.getswitchinterval()
+        late_ns, waited_ns = max(0, late_ns - collected), max(0, waited_ns - collected)
         late = waited_ns >= LATE_NS
         before = late and since > due
         if before:
             # What ran when it was due has ended: before a phase that is most often the residual.
             name = RESIDUAL if phase >= 0 else UNKNOWN
-        yielded = late and waited_ns < YIELD_PART * 1e9 * sys.getswitchinterval()
+        yielded = late and not forced
         weight_ns = self._interval_ns + min(late_ns, LONGEST_NS)
         collated = fetched = None
         begun, loader, item, collate = tracker.collating

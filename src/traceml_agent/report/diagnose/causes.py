@@ -61,14 +61,16 @@ def is_of_logging(residual: dict[str, Any]) -> bool:
 def of_residual(
     residual: dict[str, Any], issues: Iterable[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """The issue about the same time: that of logging, or collections that are most of what no phase
-    claims."""
+    """The issue about the same time: that of logging, or what is most of what no phase claims:
+    collections, and on the clock of a device logging too."""
     if is_of_logging(residual):
         return next((issue for issue in issues if issue["kind"] == "LOGGING_COST"), None)
     least_ms = DOMINANT * residual["evidence"]["residual_ms"]
+    on_device = residual["evidence"].get("diagnosis_clock") == "gpu"
     for issue in issues:
-        is_outside = issue["kind"] == "GC_PAUSES" and issue["phase"] is None
-        if is_outside and issue["cost"]["ms_per_step"] >= least_ms:
+        is_collection = issue["kind"] == "GC_PAUSES" and issue["phase"] is None
+        is_logging = issue["kind"] == "LOGGING_COST" and on_device
+        if (is_collection or is_logging) and issue["cost"]["ms_per_step"] >= least_ms:
             return issue
     return None
 

@@ -158,7 +158,8 @@ def _unexplained(
     if part in waited_for.waits_in:
         # On the others this is waiting; the slow ones show what it takes without.
         return [rank for rank in ranks if rank.rank in waited_for.slow]
-    if part == waited_for.cause or (part == "residual" and waited_for.cause == "outside"):
+    is_outside = part in ("residual", "logging") and waited_for.cause == "outside"
+    if part == waited_for.cause or is_outside:
         return [rank for rank in ranks if rank.rank not in waited_for.slow]
     return ranks
 

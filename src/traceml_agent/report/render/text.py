@@ -158,7 +158,7 @@ def _step_table(payload: dict[str, Any]) -> list[str]:
     lines = [f"{title:<42}{'average':>12}{'p50':>12}{'p95':>12}{'share':>8}"]
     step_ms = average["step_time_ms"]
     for name in ("step_time", *PHASES, "residual"):
-        value = average[f"{name}_ms"]
+        value = average.get(f"{name}_ms")  # absent in summaries of older versions
         if value is None or (value == 0 and name in _OFTEN_ZERO):
             continue
         spread = section["distribution"].get(name, {})
@@ -251,13 +251,14 @@ def _plain(value: float | None, unit: str) -> str:
 def _other_findings(payload: dict[str, Any]) -> list[str]:
     """Warnings beside the verdict."""
     primary = payload["primary_diagnosis"]
-    behind, cause = primary["finding"], primary["evidence"].get("cause")
+    behind, cause = primary.get("finding"), primary["evidence"].get("cause")
+    has_cost = any(found["kind"] == "LOGGING_COST" for found in payload["findings"])
     others = [
         found
         for found in payload["findings"]
-        if (found["id"] != behind if behind else found["kind"] != primary["kind"])
+        if (found.get("id") != behind if behind else found["kind"] != primary["kind"])
         and found["kind"] != cause
-        and not is_of_logging(found)  # LOGGING_COST says it
+        and not (has_cost and is_of_logging(found))  # which says it
     ]
     lines = []
     for finding in others[:_FINDING_LINES]:
