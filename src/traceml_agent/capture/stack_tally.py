@@ -153,7 +153,11 @@ class StackTally:
             if before and number in self._begins:  # what is further in began since
                 del key[3:]
                 key[2] = leaf = 0
-            elif fetched is not None and number in self._fetches:
+            elif (
+                fetched is not None
+                and key[3:5] != [self._look_at(fetched), END]
+                and (number in self._fetches or number in self._begins)
+            ):
                 item = self._look_at(fetched)
                 if item > 0:
                     key[1:] = [WITHIN, 0, item, END]
