@@ -92,7 +92,8 @@ def test_short_python_of_items_is_not_taken_for_what_collects_them(tmp_path):
     _, spots, _ = recorded(tmp_path, line_programs.LOADER)
     # Of 0.64 and 0.32: the rest is seen at the calls behind them (docs/accuracy.md).
     assert share(spots["input_wait", "item"]) > 0.2
-    assert share(spots["input_wait", "collate"]) < 0.64
+    collate = spots.get(("input_wait", "collate"))
+    assert collate is None or share(collate) < 0.64
 
 
 @pytest.mark.parametrize("name", ["GENERATOR", "GET_BATCH"])
