@@ -71,7 +71,6 @@ BRIDGES = {
     ("capture/hooks.py", "integrations.accelerate"),
     ("capture/hooks.py", "integrations.deepspeed"),
     ("capture/hooks.py", "integrations.lightning"),
-    ("capture/hooks.py", "integrations.trackers"),
     ("integrations/ray.py", "report.fold"),
     ("api.py", "report.fold"),
     ("api.py", "report.scalars"),

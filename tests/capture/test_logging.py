@@ -7,8 +7,8 @@ import pytest
 
 from traceml_agent.capture.framework import Framework, as_logging
 from traceml_agent.capture.open_step import CLOSURE, NONE
+from traceml_agent.capture.patches import trackers
 from traceml_agent.capture.session import SESSION
-from traceml_agent.integrations import trackers
 from traceml_agent.schema.phases import EVAL, LOGGING
 
 

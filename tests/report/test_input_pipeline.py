@@ -86,7 +86,7 @@ def batches(fetch_ms=None, count=STEPS, wait_ms=WAIT_MS, own_ms=OWN_MS, **change
 
 
 def stacks(samples=100, share=0.7):
-    line = CodeLine("/work/data.py", 42, "decode", "decode(path)", "x = decode(path)")
+    line = CodeLine("/home/u/data.py", 42, "decode", "decode(path)", "x = decode(path)")
     rows = [
         StackRow("fetch", [0], int(samples * share), 1),
         StackRow("fetch", [], samples - int(samples * share), 1, leaf="zlib.py:decompress"),
@@ -114,7 +114,7 @@ def test_busy_workers_are_named_with_their_line_and_the_workers_that_would_do(tm
     # 60 ms a batch and 10 ms a step: six workers, and the wait of 20 ms goes.
     assert "num_workers=6 (saves at most 20 ms a batch" in primary["action"]
     issue = payload["input_pipeline"]["issues"][0]
-    assert (issue["place"]["file"], issue["place"]["line"]) == ("/work/data.py", 42)
+    assert (issue["place"]["file"], issue["place"]["line"]) == ("/home/u/data.py", 42)
     assert issue["cost"]["ms_per_step"] == pytest.approx(WAIT_MS, rel=0.02)
     assert issue["cost"]["share"] == pytest.approx(2 / 3, rel=0.02)
     assert issue["severity"] == "crit"

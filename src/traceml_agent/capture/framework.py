@@ -22,14 +22,16 @@ from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT, EVAL, LOGGING, PATCH_OF_PHASE, PHASES
 from traceml_agent.schema.records import FRAMEWORK_EVENT, Event
 
-NOTED_NS = 100_000
-"""Logging is an event once it took so long, alone or together. Chosen: 1 % of a step of 10 ms."""
+NOTED_NS = 10_000_000
+"""Logging is an event once it took so long, alone or together; so is the first call. Its time is
+that of the phase, and an event says where. Chosen: long beside most steps."""
 NOTED_EACH = 1_000
 """After so many events each next one stands for twice the time: a run that logs in each step leaves
 some thousands of them, and their sum stays right."""
 
 clock = time.perf_counter_ns
 Method = Callable[..., Any]
+End = Callable[[], None]
 Before = Callable[..., str | None]
 """Called with the detail of the event and the arguments of the call; returns what it counts as."""
 _WRAPPERS: list[Any] = []
@@ -75,7 +77,7 @@ class Framework:
     def logged(self, elapsed_ns: int, call: str, caller: Any) -> None:
         """Logging took so long, by this call in this frame."""
         self._unnoted_ns += elapsed_ns
-        if self._unnoted_ns >= NOTED_NS << (self._noted // NOTED_EACH):
+        if not self._noted or self._unnoted_ns >= NOTED_NS << (self._noted // NOTED_EACH):
             self._noted += 1
             detail: Detail = {"call": call, "at": user_line(caller)}
             SESSION.note_event(PHASES[LOGGING], self._unnoted_ns, detail)
@@ -233,28 +235,43 @@ def as_logging(
     return method
 
 
-def to_its_end(
-    original: Method, where: str, begin: Callable[[Any], Callable[[], None]] | None = None
-) -> Method:
-    """A training loop: its last step ends with it, whatever the program does afterwards. `begin` is
-    called with the object that trains, and what it returns at the end."""
-    tracker = SESSION.tracker
+def around(original: Method, where: str, begin: Callable[[Any], End | None]) -> Method:
+    """The method; `begin` is called with its object before, and what that returns after it, however
+    it ends."""
 
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        tell: Callable[[], None] | None = None
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        end: End | None = None
         with guard(where):
-            if begin is not None:
-                tell = begin(self)
+            end = begin(self)
         try:
             return original(self, *args, **kwargs)
         except BaseException as error:
             hide_frame(error)
             raise
         finally:
-            with guard(where):
-                if get_ident() == tracker.owner:
-                    tracker.end_training()
-                    if tell is not None:
-                        tell()
+            if end is not None:
+                with guard(where):
+                    end()
 
-    return run
+    return method
+
+
+def to_its_end(original: Method, where: str, begin: Callable[[Any], End]) -> Method:
+    """A training loop: its last step ends with it, whatever the program does afterwards. `begin` is
+    called with the object that trains, and what it returns at the end."""
+    tracker = SESSION.tracker
+
+    def training(trainer: Any) -> End:
+        tell: End | None = None
+        with guard(where):
+            tell = begin(trainer)
+
+        def end() -> None:
+            if get_ident() == tracker.owner:
+                tracker.end_training()
+                if tell is not None:
+                    tell()
+
+        return end
+
+    return around(original, where, training)

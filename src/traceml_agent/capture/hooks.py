@@ -22,6 +22,7 @@ from traceml_agent.capture.patches import (
     process_group,
     ray_train,
     threads,
+    trackers,
     transfer,
 )
 from traceml_agent.capture.say import say_once
@@ -33,7 +34,6 @@ Install = Callable[[Any], str]
 """Patches a module and returns "active", or in words why not."""
 
 SKIPPED = "skipped by TRACEML_SKIP"
-LOGGING = "logging"
 PATCHES: tuple[tuple[str, Install], ...] = (
     ("dataloader", dataloader.install),
     ("transfer", transfer.install),
@@ -58,8 +58,8 @@ def on_torch(torch: Any) -> None:
     SESSION.arm(torch)
     for name, install in PATCHES:
         _install(name, install, torch)
-    if LOGGING in SESSION.config.skip:  # frameworks that log ask the gate alone
-        SESSION.shut(LOGGING, SKIPPED)
+    if trackers.PATCH in SESSION.config.skip:  # frameworks that log ask the gate alone
+        SESSION.shut(trackers.PATCH, SKIPPED)
     exit_.register()
 
 
@@ -101,8 +101,6 @@ def on_ray_train(module: Any) -> None:
 
 def on_tracker(module: Any) -> None:
     """A tracker: what the loop logs to it becomes a phase."""
-    from traceml_agent.integrations import trackers
-
     _install(trackers.TRACKERS[module.__name__][0], trackers.install, module)
 
 
@@ -114,11 +112,6 @@ def on_lightning(package: Any) -> None:
     lightning.look_again()
 
 
-TRACKER_MODULES = (
-    "torch.utils.tensorboard.writer", "tensorboardX.writer", "wandb.sdk.wandb_run",
-    "mlflow.tracking.client", "clearml.logger", "aim.sdk.run",
-)  # fmt: skip
-"""The keys of `integrations.trackers.TRACKERS`, which is imported with the first of them alone."""
 HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("torch", on_torch),
     ("torch._dynamo", on_dynamo),
@@ -130,7 +123,7 @@ HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("pytorch_lightning", on_lightning),
     ("lightning.fabric", on_lightning),
     ("lightning_fabric", on_lightning),
-    *((name, on_tracker) for name in TRACKER_MODULES),
+    *((name, on_tracker) for name in trackers.TRACKERS),
     ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 

@@ -3,7 +3,7 @@
 from _thread import get_ident
 from typing import Any
 
-from traceml_agent.capture.framework import clock
+from traceml_agent.capture.framework import End, around, clock
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import hide_frame
 from traceml_agent.capture.session import SESSION
@@ -14,20 +14,14 @@ STEP = "_traceml_training_step"
 
 
 def closure(original: Any) -> Any:
+    """What runs in it is no optimizer: forward, backward and the rest count as themselves."""
     tracker = SESSION.tracker
 
-    def _wrap_closure(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def begin(_precision: Any) -> End | None:
         inside = get_ident() == tracker.owner and tracker.begin_closure()
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            if inside:
-                tracker.end_closure()
+        return tracker.end_closure if inside else None
 
-    return _wrap_closure
+    return around(original, "closure", begin)
 
 
 def redirection(original: Any) -> Any:
@@ -73,16 +67,8 @@ def _training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
 def epoch(original: Any) -> Any:
     """An event for each training epoch, with its validations and checkpoints."""
 
-    def advance(self: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = clock()
-        number = self.trainer.current_epoch
-        try:
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_frame(error)
-            raise
-        finally:
-            with guard("epoch"):
-                SESSION.note_event("epoch", clock() - begun, {"epoch": int(number)})
+    def begin(loop: Any) -> End:
+        begun, number = clock(), int(loop.trainer.current_epoch)
+        return lambda: SESSION.note_event("epoch", clock() - begun, {"epoch": number})
 
-    return advance
+    return around(original, "epoch", begin)

@@ -4,12 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from traceml_agent.report.diagnose.issue import Place
+from traceml_agent.report.diagnose.seen import DOMINANT
 from traceml_agent.report.view import RankView
 from traceml_agent.schema.phases import COMPUTE_PHASES
 from traceml_agent.schema.stacks import CodeLine
-
-DOMINANT = 0.5
-"""Of the time of the phase. Chosen: a line that is named for all of it has at least half."""
 
 Lines = dict[tuple[str, str], set[int]]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from traceml_agent.report.diagnose.host_causes import host_issues
-from traceml_agent.report.diagnose.issue import Issue, band, by_severity
+from traceml_agent.report.diagnose.issue import Issue, Place, band, by_severity
 from traceml_agent.report.diagnose.seen import (
     CRIT,
     DOMINANT,
@@ -185,6 +185,10 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
     )
 
 
+def _is_at(event: Event, place: Place) -> bool:
+    return event.detail.get("at") == f"{place.file}:{place.line}"
+
+
 def _called(events: Iterable[Event]) -> str | None:
     """The call of a framework in which it happened, if there was one."""
     call = next((event.detail["call"] for event in events if event.detail.get("call")), None)
@@ -196,7 +200,9 @@ def _logging(seen: Seen) -> Issue | None:
     severity = None if lost is None else band(lost.share, LOGGING_WARN, CRIT, seen.steps)
     if lost is None or severity is None:
         return None
-    call, place = _called(lost.events), common_place(lost.events)
+    place = common_place(lost.events)
+    there = [e for e in lost.events if place is not None and _is_at(e, place)]
+    call = _called(there or lost.events)
     told = ([] if call is None else [call]) + ([] if place is None else [f"at {name_of(place)}"])
     within = f" ({' '.join(told)})" if told else ""
     setting = _EVERY_N.get(call or "")

@@ -6,8 +6,9 @@ from typing import Any
 from traceml_agent.capture.framework import Framework, as_logging, patch
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
+from traceml_agent.schema.phases import PATCH_OF_PHASE
 
-LOGGING = "logging"
+PATCH = PATCH_OF_PHASE["logging"]
 """The patch of the phase: in as soon as any tracker is."""
 _SUMMARY_WRITER = (
     "add_scalar", "add_scalars", "add_histogram", "add_image", "add_images", "add_figure",
@@ -42,7 +43,7 @@ def install(module: Any) -> str:
         # Its import imports torch, which starts the agent: what is half imported tells no hook
         # when it is done.
         SESSION.looks[module.__name__] = partial(_look_again, module)
-        SESSION.statuses.setdefault(LOGGING, "active")
+        SESSION.statuses.setdefault(PATCH, "active")
         return "active"
     if owner is None:
         return f"not in: {package} has another shape here"
@@ -52,7 +53,7 @@ def install(module: Any) -> str:
         missing += patch(owner, method, as_logging, framework, f"{class_name}.{method}")
     if len(missing) == len(methods):
         return f"not in: {package} has another shape here"
-    SESSION.statuses.setdefault(LOGGING, "active")
+    SESSION.statuses.setdefault(PATCH, "active")
     return "active"
 
 
