@@ -146,11 +146,16 @@ def _death(tmp_path: Path, name: str, outcome: dict[str, Any]) -> Death:
         returncode=outcome["returncode"],
         overdue=outcome["overdue"],
         exit_s=_exit_s(directory, outcome["ended_s"]),
-        stdout=(directory / "stdout").read_text(),
-        stderr=(directory / "stderr").read_text(),
+        stdout=_text(directory / "stdout"),
+        stderr=_text(directory / "stderr"),
         closed_steps=int(lines[-1]) if lines else 0,
         run_dir=mine[0] if mine else None,
     )
+
+
+def _text(path: Path) -> str:
+    """Nothing where the job was killed before it opened the file."""
+    return path.read_text() if path.exists() else ""
 
 
 def _exit_s(directory: Path, ended_s: float) -> float | None:

@@ -345,7 +345,8 @@ for (x,) in DataLoader(TensorDataset(torch.randn(6, 4)), batch_size=2):
         model(x).square().mean().backward()
         optimizer.step()
 local = cut[0].weight.to_local()
-print(json.dumps([dist.get_rank(), list(local.shape), local.double().norm().item()]))
+line = json.dumps([dist.get_rank(), list(local.shape), local.double().norm().item()])
+print(line + "\\n", end="", flush=True)  # at once: two ranks write to one pipe
 dist.destroy_process_group()
 """
 )

@@ -26,7 +26,7 @@ def test_accelerate_launch_is_one_run_and_computes_the_same(
     command = [*ACCELERATE_LAUNCH.split(), "--multi_gpu", "--main_process_port", port, script]
     on = engine.run(*command)
     off = engine.run(*command, enabled=False)
-    assert (on.returncode, off.returncode) == (0, 0), on.stderr
+    assert (on.returncode, off.returncode) == (0, 0), on.stderr + off.stderr
     assert same_lines(on.stdout, off.stdout)
     assert_one_run(on, "torchrun", STEPS)
 
@@ -48,7 +48,7 @@ def test_deepspeed_is_one_run_computes_the_same_and_its_runner_names_it(
     command = ("deepspeed", "--num_gpus", "2", "--master_port", port, script)
     on = engine.run(*command, DS_ACCELERATOR="cpu")
     off = engine.run(*command, DS_ACCELERATOR="cpu", enabled=False)
-    assert (on.returncode, off.returncode) == (0, 0), on.stderr
+    assert (on.returncode, off.returncode) == (0, 0), on.stderr + off.stderr
     # Its own lines, with times in them, are on stdout too.
     losses, plain = (
         [line for line in result.stdout.splitlines() if line[:2] in ("0 ", "1 ")]
@@ -79,7 +79,7 @@ def test_ray_train_is_one_run_each_and_its_end_is_that_of_the_training_function(
         arguments = (settings, str(tmp_path / "runs"), str(out), *endings)
         results[out.name] = engine.run("python", script, *arguments, enabled=False, **quiet)
     on, off = results["on"], results["off"]
-    assert (on.returncode, off.returncode) == (0, 0), on.stderr
+    assert (on.returncode, off.returncode) == (0, 0), on.stderr + off.stderr
     assert (off.stdout, on.stdout) == ("well done\n", "well done\nbadly True\n")
     for rank in (0, 1):
         losses = [(tmp_path / f"{name}.{rank}").read_text() for name in ("on", "off")]

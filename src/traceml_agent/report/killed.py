@@ -20,7 +20,7 @@ def why_killed(spool: Spool, spools: Sequence[Spool]) -> str:
     if shortage is not None:
         return f"ended without a trace, probably out of memory: {shortage} shortly before"
     causes = "SIGKILL (which the kernel sends too when memory runs out), another signal"
-    if spool.statuses.get("faulthandler") == "left to the program":
+    if spool.statuses.get("faulthandler") != "active":  # or it died before that was written
         causes += ", a crash (the program's own faulthandler or handler got it)"
     return f"ended without a trace: {causes}, or power loss"
 
