@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.marks import Later
@@ -82,7 +83,7 @@ def show(
     if session is not None and session.recorder is not None:
         most = tree.most_spans if tree is not None else session.config.trace_max_spans
         with guard("automatic spans"):
-            rows = _with_automatic(rows, session, most)
+            rows = with_steps_of(session.recorder.writer.path, rows, most)
     roots = spans.forest(rows, name, last)
     if wanted == "tree":
         return spans.text_of(roots)
@@ -92,14 +93,13 @@ def show(
     return spans.json_of(roots, marks) if wanted == "json" else spans.dict_of(roots, marks)
 
 
-def _with_automatic(rows: list[Any], session: "Session", most: int) -> list[Any]:
+def with_steps_of(path: Path, rows: list[Any], most: int) -> list[Any]:
+    """The scopes with the automatic spans of a spool that is being written."""
     from traceml_agent.report.automatic import with_automatic
     from traceml_agent.spool.tail import read_tail
 
-    if session.recorder is None:
-        return rows
     try:
-        spool = read_tail(session.recorder.writer.path, _KINDS)
+        spool = read_tail(path, _KINDS)
     except (OSError, TracemlError):  # the run was removed
         return rows
     return with_automatic(rows, spool, most)

@@ -1,5 +1,6 @@
 """Logging as a phase, and trackers of a shape that nobody knows."""
 
+import os
 from _thread import get_ident
 from types import ModuleType, SimpleNamespace
 
@@ -33,6 +34,30 @@ def phases(monkeypatch):
 
 def test_logging_is_a_part_of_another_phase_but_not_of_the_closure_of_an_optimizer(phases):
     assert (phases(NONE), phases(CLOSURE), phases(EVAL)) == (LOGGING, LOGGING, EVAL)
+
+
+def test_a_forked_process_counts_its_own_logs(phases, monkeypatch):
+    framework = Framework("other tracker")
+    log = as_logging(lambda: None, framework, "log")
+    monkeypatch.setattr(SESSION.tracker, "phase", NONE)
+    log()
+    log()
+    pid = os.fork()
+    if pid == 0:
+        at_first = dict(framework.counts)
+        log()
+        os._exit(at_first == {} and framework.counts == {"logs": 1})
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert framework.counts == {"logs": 2}
+
+
+def test_what_logs_often_is_noted_at_first_and_then_each_10_ms(monkeypatch):
+    monkeypatch.setattr(SESSION, "events", [])
+    monkeypatch.setattr(SESSION, "looks", {})
+    framework = Framework("busy tracker")
+    for _ in range(25):
+        framework.logged(1_000_000, "log", None)
+    assert [event.duration_ns for event in SESSION.events] == [1_000_000, 10_000_000, 10_000_000]
 
 
 def test_a_tracker_of_another_shape_does_not_speak_for_the_others(monkeypatch):

@@ -278,23 +278,28 @@ class Slow(nn.Module):
         return batch
 
 model = nn.Sequential(model, Slow())
+
+def validate(batch):
+    model.eval()
+    with torch.no_grad():
+        for _ in range(40):
+            model(batch)
+    model.train()
+
 for step, batch in enumerate(batches(120)):
     update(batch)
     if step % 25 == 24:
-        model.eval()
-        with torch.no_grad():
-            for _ in range(40):
-                model(batch)
-        model.train()
+        validate(batch)
 """
 
 
-def test_an_evaluation_every_25_steps_is_named_with_its_period(tmp_path):
+def test_an_evaluation_every_25_steps_is_named_with_its_period_and_its_call(tmp_path):
     _, result = train(tmp_path, EVALUATED)
     found = issues(result)
     assert "Every 25 steps" in found["PERIODIC_SPIKES"]["summary"]
     assert "evaluation" in found["PERIODIC_SPIKES"]["summary"]
     assert found["EVAL_COST"]["cost"]["run_s"] == pytest.approx(4 * 40 * 0.0045, rel=0.4)
+    assert found["EVAL_COST"]["place"]["line"] == line_of(EVALUATED, "        validate(batch)")
 
 
 HOGGED = """

@@ -1,6 +1,6 @@
 """Epochs, evaluations, steps and phases as spans: where everything belongs."""
 
-from tests.report.synthetic_run import FIRST_STEP_NS, HEADER, MS, end, steps
+from tests.report.synthetic_run import FIRST_STEP_NS, HEADER, MS, end, run_of, steps
 from traceml_agent.report.automatic import with_automatic
 from traceml_agent.report.span_rows import rows_in
 from traceml_agent.report.spans import Row, forest
@@ -9,6 +9,7 @@ from traceml_agent.schema.records import DeviceSteps
 from traceml_agent.schema.spans import Marks, Passes, Spans
 from traceml_agent.spool.reader import Spool
 from traceml_agent.spool.spans import SpanRecords
+from traceml_agent.tracing import with_steps_of
 
 T0 = FIRST_STEP_NS
 PHASES = 4
@@ -202,6 +203,15 @@ def test_device_times_are_those_of_steps_and_what_holds_them():
     assert mine.gpu_ns == 9 * MS
     assert [r.gpu_ns for r in rows if r.name == "forward"] == [1 * MS, 2 * MS, 3 * MS, None]
     assert all(r.gpu_ns is None for r in with_automatic([], two_epochs(), 1000))
+
+
+def test_the_process_that_writes_a_spool_finds_its_device_times_there(tmp_path):
+    times = DeviceSteps(1, 2, [4 * MS, 5 * MS], {"forward": [1 * MS, None]})
+    path = run_of(tmp_path, steps(2), more=[times])
+    found = [(r.name, r.gpu_ns) for r in with_steps_of(path, [], 1000)]
+    assert [ns for name, ns in found if name == "step"] == [4 * MS, 5 * MS]
+    assert [ns for name, ns in found if name == "forward"] == [1 * MS, None]
+    assert with_steps_of(tmp_path / "gone", [], 1000) == []
 
 
 def test_a_span_that_began_before_the_first_step_that_is_left_has_no_device_time():

@@ -138,6 +138,22 @@ def test_a_collection_inside_a_phase_counts_once(tmp_path):
     assert spike.parts == {"gc": 60 * MS}
 
 
+def test_a_collection_while_dynamo_compiles_is_a_part_of_that(tmp_path):
+    durations, compiled = [10.0] * 100, [0.0] * 100
+    durations[50] += 60
+    compiled[50] = 60
+    begin = FIRST_STEP_NS + 50 * 10 * MS
+    events = [
+        Event("gc", begin, 30 * MS, 51, {"phase": "compile"}),
+        Event("compile", begin, 60 * MS, 51, {"frame": "0/0"}),
+    ]
+    batch = steps(100, durations=durations, compile=compiled)
+    rank = read_view(run_of(tmp_path, batch, more=events))
+    losses = {loss.cause: sum(loss.lost_ns) for loss in losses_of(rank)}
+    assert losses["compile"] == 60 * MS
+    assert losses.get("gc", 0) == 0
+
+
 def test_parts_of_a_spike_sum_to_its_excess_and_losses_never_exceed_the_step(tmp_path):
     made = Made(7)
     for index in range(20, 580, 7):

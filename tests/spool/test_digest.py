@@ -86,6 +86,19 @@ def test_a_job_folds_to_the_same_summary_by_its_digests(tmp_path, name, pieces):
     assert summary_of(run_dir) == by_spools
 
 
+def test_only_the_steps_of_a_spool_are_all_of_its_steps(tmp_path):
+    for name in ("on devices", "thinned spools"):
+        for path in write_job(JOBS[name], tmp_path / name).glob("*.jsonl"):
+            everything, found = (
+                read_spool(path, whole=True, only_steps=only) for only in (False, True)
+            )
+            for column in ("batches", "sums", "device_batches"):
+                assert getattr(found, column) == getattr(everything, column)
+            assert everything.process_samples and not found.process_samples
+            assert not found.problems
+            assert bool(found.device_batches) == (name == "on devices")
+
+
 def test_what_the_spool_has_beyond_its_digest_is_read_there(tmp_path):
     path = spool_with(tmp_path / "run")
     writer = follow(path)
