@@ -134,7 +134,7 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     names("LOST_WORK", 100 * run.LOST_WARN, 100 * run.LOST_CRIT)
     for kind in ("SLOW_LINE", "HOST_SYNC"):
         names(kind, 100 * lines.LINE_WARN, 100 * lines.LINE_CRIT)
-    names("SLOW_LINE", lines.NAMED_SAMPLES)
+    names("SLOW_LINE", lines.NAMED_SAMPLES, 100 * lines.LINE_INFO)
     names("INPUT_WITHOUT_LOADER", *shares)
     assert f"names one if it takes {100 * lines.NAMED_SHARE:g} % of the phase" in PAGE
     names("GC_PAUSES", 100 * causes.GC_WARN, 100 * seen.CRIT, NOTED_NS / 1e6)

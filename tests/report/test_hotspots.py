@@ -192,3 +192,42 @@ def test_the_interval_holds_the_share_and_narrows_with_samples():
 )
 def test_what_a_line_does_is_known_by_its_call(call, callee, kind):
     assert kind_of(call, call, callee, None) == kind
+
+
+SMALL = {"input_wait": 0.4, "forward": 4.0, "backward": 4.5, "optimizer": 0.7}
+"""Of a step of 10 ms: 0.4 ms are in no phase."""
+
+
+def test_a_line_of_four_percent_is_named_beside_a_verdict_that_stays(tmp_path):
+    lines = [
+        CodeLine("/t.py", 5, "main", "float(loss)", "total += float(loss)"),
+        CodeLine("/t.py", 6, "main", "optimizer.zero_grad()", "optimizer.zero_grad()"),
+        CodeLine("/t.py", 7, "main", None, "for x in loader:", loop=True),
+        CodeLine("/d.py", 8, "decode", "decode(path)", "return decode(path)"),
+    ]
+    rows = [
+        row("residual", [0], 95), row("residual", [1], 5), row("input_wait", [2, 3][::-1], 100)
+    ]  # fmt: skip
+    payload = summary_of(tmp_path, *rows, lines=lines, phases=SMALL)
+    assert payload["primary_diagnosis"]["kind"] == "COMPUTE_BOUND"
+    assert payload["primary_diagnosis"]["severity"] == "info"
+    found = {f["place"]["line"]: f for f in payload["findings"]}
+    assert sorted(found) == [5, 8]
+    assert {(f["kind"], f["severity"]) for f in found.values()} == {("SLOW_LINE", "info")}
+    assert "between the calls of the model: 4% of the step" in found[5]["summary"]
+    assert found[5]["saving"]["step_high_ms"] == pytest.approx(9.65, abs=0.03)
+    assert "num_workers > 0" in found[8]["action"]
+    assert "Also          SLOW LINE: t.py:5 `float(loss)` waits for" in payload["text"]
+
+
+def test_a_small_line_is_not_told_where_its_phase_is_nor_one_that_waits_for_workers(tmp_path):
+    lines = [
+        CodeLine("/t.py", 5, "main", "float(loss)", "total += float(loss)"),
+        CodeLine("/t.py", 6, "main", "print(loss)", "print(loss)"),
+        CodeLine("/t.py", 7, "main", None, "for x in loader:", loop=True),
+    ]
+    waits = row("input_wait", [2], 100, callee="torch/utils/data/x.py:get", leaf="queue.py:get")
+    phases = {"input_wait": 0.5, "forward": 4.0, "backward": 3.0, "optimizer": 0.5}
+    rows = [row("residual", [0], 60), row("residual", [1], 40), waits]
+    payload = summary_of(tmp_path, *rows, lines=lines, phases=phases)
+    assert [f["kind"] for f in payload["findings"]] == ["RESIDUAL_HEAVY"]

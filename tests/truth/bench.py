@@ -27,6 +27,7 @@ from tests.truth.measure import (
     Outcome,
     false_alarms,
     holds_clean_twin,
+    is_narrow,
     is_right_cause,
     is_right_line,
     observe,
@@ -40,7 +41,7 @@ BEGIN, END = "<!-- truth:begin -->", "<!-- truth:end -->"
 SHARE_POINTS = 0.05
 SCALE = "3"
 """Runs of some 9 s: a line that takes a tenth of it is then in 18 samples."""
-GOALS = {"cause": 0.95, "line": 0.90, "share": 0.95, "what-if": 0.95}
+GOALS = {"cause": 0.95, "line": 0.90, "share": 0.95, "what-if": 0.95, "width": 0.95}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Row:
     line: bool | None
     share: bool | None
     what_if: bool | None
+    width: bool | None
 
 
 class _Kept:
@@ -149,6 +151,7 @@ def _judged(scenario: Scenario, fault: Outcome, rated: Outcome, clean: list[floa
         if known
         else None,
         what_if=holds_clean_twin(rated, clean),
+        width=is_narrow(rated, clean),
     )
 
 
@@ -192,8 +195,8 @@ def _report(rows: Sequence[Row], alarms: Sequence[tuple[str, tuple[str, ...]]]) 
         f"traceml-agent {__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}; `make truth`",
         "",
-        "| | scenarios | cause | line | share | what-if |",
-        "|---|---|---|---|---|---|",
+        "| | scenarios | cause | line | share | what-if | width |",
+        "|---|---|---|---|---|---|---|",
     ]
     for title, chosen in (
         ("tuned on", [row for row in rows if not row.scenario.held_out]),
@@ -230,7 +233,7 @@ def _cells(row: Row) -> str:
             f"{found} {marks[0]}",
             marks[1],
             f"{shares} {marks[2]}".rstrip(),
-            f"{left} {marks[3]}".rstrip(),
+            f"{left} {marks[3]}".rstrip() + (", wide" if row.width is False else ""),
         )
     )
 

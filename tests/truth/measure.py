@@ -12,6 +12,8 @@ from tests.truth.scenario import SCRIPT, Scenario, fault_place
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 ATTENTION = ("warn", "crit")
+WIDTH = 1.5
+"""A wider interval, in what can be saved, says little. Source: the goals of the bench."""
 AMBIENT = ("HIGH_CPU", "HIGH_PROCESS_CPU", "CPU_CONTENTION", "CPU_OVERSUBSCRIBED", "CPU_THROTTLED")
 """What the machine may do to any script: true of it, and no fault of the script's, unless the
 scenario is about it."""
@@ -81,7 +83,7 @@ def outcome_of(scenario: Scenario, summary: dict[str, Any], truth: dict[str, flo
     findings = [
         f
         for f in summary["findings"]
-        if f["severity"] in ATTENTION and (f["kind"] not in AMBIENT or f["kind"] in scenario.kinds)
+        if f["kind"] in scenario.kinds or (f["severity"] in ATTENTION and f["kind"] not in AMBIENT)
     ]
     of_cause = [f for f in findings if f["kind"] in scenario.kinds]
     named = next((f for f in of_cause if f["place"]), next(iter(of_cause), None))
@@ -129,6 +131,15 @@ def holds_clean_twin(fault: Outcome, clean_ms: Sequence[float]) -> bool | None:
     if fault.low_ms is None or fault.high_ms is None or not clean_ms:
         return None
     return fault.low_ms <= max(clean_ms) and min(clean_ms) <= fault.high_ms
+
+
+def is_narrow(fault: Outcome, clean_ms: Sequence[float]) -> bool | None:
+    """Whether the interval is at most one and a half times as wide as what the step would save.
+    None: no interval, nothing measured, or nothing to save."""
+    if fault.low_ms is None or fault.high_ms is None or not clean_ms:
+        return None
+    saved_ms = fault.step_ms - sum(clean_ms) / len(clean_ms)
+    return fault.high_ms - fault.low_ms <= WIDTH * saved_ms if saved_ms > 0 else None
 
 
 def _in_steps(summary: dict[str, Any]) -> float:

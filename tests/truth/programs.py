@@ -17,7 +17,9 @@ _PROGRAM = """\
 import gc, json, os, random, statistics, sys, threading, time
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import (
+    DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+)
 {imports}
 
 MODE = sys.argv[1]
@@ -37,7 +39,9 @@ class Data(Dataset):
         return self.items
 
     def __getitem__(self, index):
-        global lost
+        global lost, FAULT
+        if MODE == "both" and get_worker_info() is not None:
+            FAULT = index // {batch} // BLOCK % 2 == 1
 {item}
         return self.x[index % 256], index % 10
 

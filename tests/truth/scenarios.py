@@ -26,9 +26,26 @@ def _sized(*percents: int) -> Iterator[tuple[int, float]]:
 def scenarios() -> list[Scenario]:
     """All of them, each with a name of its own."""
     tuned = (
-        _loop, _input, _workers, _model, _now_and_then, _host, _devices, _ranks, _healthy
+        _small, _loop, _input, _workers, _model, _now_and_then, _host, _devices, _ranks, _healthy
     )  # fmt: skip
     return [*(scenario for family in tuned for scenario in family()), *held_out()]
+
+
+def _small() -> Iterator[Scenario]:
+    """A twentieth of the step, about which nothing has to be done: its line is named all the same.
+    Of a larger model: plain Python of less than 5 ms is a matter of its own (docs/accuracy.md)."""
+    larger = {"hidden": "4096", "steps": "100"}
+    python = work(0.006)
+    for name, script in (
+        ("metrics", program(after=timed(python), **larger)),
+        ("decode-main", program(batch="16", item=timed(work(0.006 / 16)), **larger)),
+        ("collate-main", program(collate=timed(python), **larger)),
+        ("forward", program(forward=timed(python), **larger)),
+        ("tolist", program(
+            setup="big = torch.randn(240_000)", after=timed("values = big.tolist()"), **larger
+        )),
+    ):  # fmt: skip
+        yield Scenario(f"{name}-5", script, toggles=True, kinds=(*RESIDUAL, *INPUT))
 
 
 def _loop() -> Iterator[Scenario]:
@@ -138,12 +155,14 @@ def _workers() -> Iterator[Scenario]:
             program(
                 batch="16", item=in_worker(f"time.sleep({seconds / 16})"), loader="num_workers=1"
             ),
+            toggles=True,
             kinds=waits,
             **known,
         )
     yield Scenario(
         "collate-worker",
         program(collate=in_worker("time.sleep(0.05)"), loader="num_workers=1"),
+        toggles=True,
         kinds=waits,
         **known,
     )
@@ -152,6 +171,7 @@ def _workers() -> Iterator[Scenario]:
         program(
             batch="16", item=in_worker("time.sleep(0.006)"), loader="num_workers=2", width="256"
         ),
+        toggles=True,
         kinds=waits,
         **known,
     )
@@ -162,6 +182,7 @@ def _workers() -> Iterator[Scenario]:
             item=in_worker("time.sleep(0.25 if index % 97 == 0 else 0)"),
             loader="num_workers=2",
         ),
+        toggles=True,
         kinds=waits,
         **known,
     )
@@ -172,6 +193,7 @@ def _workers() -> Iterator[Scenario]:
             item=in_worker("time.sleep(0.003)"),
             loader='num_workers=1, multiprocessing_context="spawn"',
         ),
+        toggles=True,
         kinds=waits,
         **known,
     )
@@ -199,6 +221,7 @@ def _workers() -> Iterator[Scenario]:
             item=in_worker('cold("blob")'),
             loader="num_workers=1",
         ),
+        toggles=True,
         kinds=(*waits, "STORAGE_BOUND"),
         has_line=False,  # the line that reads is in the function that is called
         **known,

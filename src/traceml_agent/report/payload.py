@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from traceml_agent.report import costing, findings
+from traceml_agent.report.costed import LINES
 from traceml_agent.report.diagnose.causes import explained as explained_residual
 from traceml_agent.report.diagnose.communication import explained
 from traceml_agent.report.diagnose.input_pipeline import explained as explained_input
@@ -84,7 +85,7 @@ def payload_of(view: RunView) -> dict[str, Any]:
             snapshots.SECTION: tensors or {"issues": []},
         }.items()
         for issue in built["issues"]
-        if issue["severity"] != "info"
+        if issue["severity"] != "info" or issue["kind"] in LINES
     ]
     stalls = hangs.build(view, view.attempt_statuses[-1], max(entry["wall_s"] for entry in ledgers))
     primary = stalls.primary or primary

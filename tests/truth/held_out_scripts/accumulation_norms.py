@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 ACCUMULATE = 4
-UPDATES = 100
+UPDATES = 300
 
 
 def gradient_report(model):

@@ -17,7 +17,7 @@ logger = logging.getLogger("autoencoder")
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=("fault", "clean"))
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=360)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)

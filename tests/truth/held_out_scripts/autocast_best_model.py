@@ -26,7 +26,7 @@ class Tagger(nn.Module):
 
 
 torch.manual_seed(31)
-steps = 120
+steps = 360
 model = Tagger()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 features = torch.randn(steps * 12, 384)

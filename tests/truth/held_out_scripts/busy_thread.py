@@ -27,7 +27,7 @@ class Statistics(threading.Thread):
 
 
 torch.manual_seed(67)
-STEPS = 120
+STEPS = 360
 statistics = Statistics()
 if sys.argv[1] == "fault":
     statistics.start()

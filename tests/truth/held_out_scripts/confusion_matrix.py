@@ -58,7 +58,7 @@ if __name__ == "__main__":
     meter = Meter()
     begun = time.perf_counter()
     steps = 0
-    for _ in range(2):
+    for _ in range(6):
         loader = DataLoader(data, batch_size=256, shuffle=True)
         steps += run_epoch(model, loader, optimizer, meter if sys.argv[1] == "fault" else None)
     train_s = time.perf_counter() - begun

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 class Config:
     mode: str
     seed: int = 53
-    steps: int = 160
+    steps: int = 480
     batch_size: int = 40
     width: int = 1400
     save_every: int = 8

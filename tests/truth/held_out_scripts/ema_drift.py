@@ -42,7 +42,7 @@ class WeightAverage:
 def main():
     mode = sys.argv[1]
     torch.manual_seed(41)
-    steps = 100
+    steps = 300
     model = nn.Sequential(nn.Linear(200, 960), nn.SiLU())
     for _ in range(4):
         model.extend([nn.Linear(960, 400), nn.SiLU(), nn.Linear(400, 960), nn.SiLU()])

@@ -59,7 +59,7 @@ def train(state, batches, log_row):
 
 
 def main(mode):
-    steps, size = 100, 20
+    steps, size = 300, 20
     state = make_state(3)
     images = torch.randn(size * steps, 1, 24, 24)
     labels = torch.randint(10, (size * steps,))

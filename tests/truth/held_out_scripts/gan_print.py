@@ -12,7 +12,7 @@ verbose = sys.argv[1] == "fault"
 torch.manual_seed(17)
 torch.set_printoptions(threshold=10_000, linewidth=160)
 
-latent, pixels, batch_size, iterations = 64, 512, 64, 100
+latent, pixels, batch_size, iterations = 64, 512, 64, 300
 
 generator = nn.Sequential(
     nn.Linear(latent, 512), nn.LeakyReLU(0.2), nn.Linear(512, pixels), nn.Tanh()

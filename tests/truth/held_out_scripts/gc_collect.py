@@ -38,7 +38,7 @@ def free_memory():
 
 
 torch.manual_seed(59)
-STEPS, EVERY = 160, 20
+STEPS, EVERY = 480, 20
 model = nn.Sequential(nn.Linear(64, 800), Residual(800), Residual(800), nn.Linear(800, 9))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 loader = DataLoader(Catalogue(STEPS * 64), batch_size=64)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 BATCH = 48
-STEPS = 120
+STEPS = 360
 
 
 class HardExamples(Sampler):

@@ -62,7 +62,7 @@ def block(inputs, outputs):
 def main():
     random.seed(9)
     torch.manual_seed(9)
-    batch_size, steps = 8, 120
+    batch_size, steps = 8, 360
     transform = Compose(flip, salt_and_pepper) if sys.argv[1] == "fault" else Compose(flip)
     loader = DataLoader(Images(batch_size * steps, transform), batch_size=batch_size)
     net = nn.Sequential(block(3, 48), block(48, 96), block(96, 96))

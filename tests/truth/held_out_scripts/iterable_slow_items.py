@@ -46,7 +46,7 @@ stream = Stream(long_documents=sys.argv[1] == "fault")
 loader = iter(DataLoader(stream, batch_size=64))
 model = Mixer()
 optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-4)
-max_steps = 160
+max_steps = 480
 begun = time.perf_counter()
 for _ in range(max_steps):
     features, target = next(loader)

@@ -40,7 +40,7 @@ class Fit:
 
 def main():
     torch.manual_seed(37)
-    steps = 90
+    steps = 270
     x = torch.randn(steps * 1500, 8)
     y = x.sin().sum(dim=1, keepdim=True)
     loader = DataLoader(TensorDataset(x, y), batch_size=1500)

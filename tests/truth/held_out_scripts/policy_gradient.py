@@ -64,7 +64,7 @@ def main():
     games = Games(count=96, record=sys.argv[1] == "fault")
     policy = Policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-4)
-    episodes = 100
+    episodes = 300
     begun = time.perf_counter()
     for _ in range(episodes):
         log_probabilities, rewards = play(games, policy, length=8)

@@ -33,7 +33,7 @@ def main():
     validate = sys.argv[1] == "fault"
     model = Siamese()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    training = DataLoader(pairs(140 * 64), batch_size=64)
+    training = DataLoader(pairs(420 * 64), batch_size=64)
     held_back = list(DataLoader(pairs(20 * 64), batch_size=64))
     lost = 0.0
     begun = time.perf_counter()

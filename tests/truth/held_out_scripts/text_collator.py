@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
 def main():
     torch.manual_seed(0)
-    steps, batch_size = 110, 20
+    steps, batch_size = 330, 20
     collator = DataCollatorWithPadding(spell_check=sys.argv[1] == "fault")
     loader = DataLoader(Comments(steps * batch_size), batch_size=batch_size, collate_fn=collator)
     model = Classifier()

@@ -78,7 +78,7 @@ class Trainer:
 
 def main():
     torch.manual_seed(1)
-    steps, batch = 120, 96
+    steps, batch = 360, 96
     inputs = torch.randn(batch * steps, 256)
     loader = DataLoader(
         TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=batch, shuffle=True

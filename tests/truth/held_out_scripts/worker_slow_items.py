@@ -29,7 +29,7 @@ class Recordings(Dataset):
 
 def main():
     torch.manual_seed(79)
-    steps, batch_size = 150, 16
+    steps, batch_size = 450, 16
     data = Recordings(steps * batch_size, archive_is_slow=sys.argv[1] == "fault")
     loader = DataLoader(data, batch_size=batch_size, num_workers=2)
     model = nn.Sequential(

@@ -46,7 +46,7 @@ if __name__ == "__main__":
     torch.manual_seed(2)
     model = LanguageModel()
     opt = torch.optim.Adam(model.parameters())
-    loader = DataLoader(Sentences(120 * 16), batch_size=16, num_workers=1)
+    loader = DataLoader(Sentences(360 * 16), batch_size=16, num_workers=1)
     steps = 0
     t0 = time.perf_counter()
     for tokens, labels in loader:

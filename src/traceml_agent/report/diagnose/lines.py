@@ -14,6 +14,11 @@ LINE_WARN = 0.05
 LINE_CRIT = 0.20
 """Shares of the step of a line inside forward, backward or the optimizer. Source: issue of the
 feature; the second is that of every part of the step."""
+LINE_INFO = 0.03
+"""From here on a line is named, though nothing has to be done about it. Chosen: a fault of 5 % of
+the step is found, and a run of a minute has 36 samples of it."""
+SMALL_LINES = 3
+"""Chosen: so many of these at most; all lines are in the hotspots."""
 NAMED_SHARE = 0.20
 """Of a phase, by the lower end of the interval. Chosen: a line below is not what the phase is."""
 NAMED_SAMPLES = 8
@@ -22,6 +27,8 @@ CODE_SHOWN = 60
 
 _PHASE_OF = {"INPUT_BOUND": "input_wait", "H2D_BOUND": "h2d"}
 _COMPUTE = ("forward", "backward", "optimizer")
+_WORK = "works"
+_WITHIN = {RESIDUAL: "between the calls of the model", "input_wait": "while the step waits for it"}
 _INPUT_ACTION = (
     "Load in parallel and ahead: put it into a Dataset and let a torch DataLoader with "
     "num_workers > 0 call it, or prepare the next batch in a thread while the model computes."
@@ -37,10 +44,14 @@ def named_issues(
     for issue in issues:
         result += _named(issue, found, steps)
     on_device = window.get("diagnosis_clock") == "gpu"
-    result += [issue.to_json() for issue in _slow_lines(found, steps, on_device)]
+    slow = [issue.to_json() for issue in _slow_lines(found, steps, on_device)]
+    result += [issue for issue in slow if issue["severity"] != "info"]
     if any(issue["severity"] != "info" for issue in result):
         result = [issue for issue in result if issue["severity"] != "info"]
-    return sorted(result, key=lambda i: (-SEVERITIES.index(i["severity"]), -(i["score"] or 0.0)))
+    result.sort(key=lambda i: (-SEVERITIES.index(i["severity"]), -(i["score"] or 0.0)))
+    told = {issue["metric"] for issue in result if issue["severity"] != "info"}
+    small = [i for i in slow if i["severity"] == "info" and i["metric"] not in told]
+    return result + sorted(small, key=lambda issue: -issue["score"])[:SMALL_LINES]
 
 
 def in_words(spot: Hotspot) -> str:
@@ -147,31 +158,45 @@ def _input_issue(
 
 
 def _slow_lines(found: Hotspots, steps: int, on_device: bool) -> list[Issue]:
-    """Lines inside forward, backward and the optimizer that do something else than compute."""
+    """Lines inside forward, backward and the optimizer that do something else than compute; and
+    small ones anywhere that take some of the step."""
     step_ms = found.host_ms.get("step", 0.0) - sum(found.host_ms.get(n, 0.0) for n in NOT_TRAINING)
     issues = []
     for spot in found.spots:
-        if spot.phase not in _COMPUTE or spot.kind is None or spot.before:
+        if spot.before or spot.samples < NAMED_SAMPLES or not _says_something(spot):
             continue
         share = (spot.ms_per_step or 0.0) / step_ms if step_ms > 0 else 0.0
-        # Plain Python is what every model has a little of.
-        warn = SHARE_WARN if spot.kind == PYTHON else LINE_WARN
-        severity = band(share, warn, LINE_CRIT, steps)
-        if severity is not None and spot.samples >= NAMED_SAMPLES:
+        severity = None
+        if spot.phase in _COMPUTE:
+            # Plain Python is what every model has a little of.
+            warn = SHARE_WARN if spot.kind == PYTHON else LINE_WARN
+            severity = band(share, warn, LINE_CRIT, steps)
+        is_of_device = spot.kind == SYNC and on_device  # what that costs the step is not known
+        if severity is None and share >= LINE_INFO and not is_of_device:
+            severity = "info"
+        if severity is not None:
             issues.append(_slow_line(spot, share, severity, steps, on_device))
     return issues
 
 
+def _says_something(spot: Hotspot) -> bool:
+    """Whether a line does something that could be left out, or done elsewhere."""
+    if spot.phase == "input_wait":
+        return spot.kind != WAIT  # for the workers: what they do is not seen here
+    return spot.phase in (*_COMPUTE, RESIDUAL, "logging") and spot.kind is not None
+
+
 def _slow_line(spot: Hotspot, share: float, severity: str, steps: int, on_device: bool) -> Issue:
-    kind = spot.kind or ""
+    kind = spot.kind
+    does = _WORK if kind is None else WORDS[kind]
+    where = _WITHIN.get(spot.phase, f"within {spot.phase}")
     waits_for_device = kind == SYNC and on_device
     ms = spot.ms_per_step or 0.0
     return Issue(
         kind="HOST_SYNC" if waits_for_device else "SLOW_LINE",
         severity=severity,
-        summary=f"{in_words(spot)} {WORDS[kind]} within {spot.phase}: {share:.0%} of the step "
-        f"({ms:.1f} ms).",
-        action=ADVICE[kind],
+        summary=f"{in_words(spot)} {does} {where}: {share:.0%} of the step ({ms:.1f} ms).",
+        action=_INPUT_ACTION if spot.phase == "input_wait" or kind is None else ADVICE[kind],
         metric=spot.phase,
         phase=spot.phase,
         score=share,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 torch.manual_seed(7)
 metrics.ENABLED = sys.argv[1] == "fault"
 
-STEPS = 110
+STEPS = 330
 BATCH = 128
 
 dataset = TensorDataset(torch.randn(STEPS * BATCH, 64), torch.randint(0, 20, (STEPS * BATCH,)))
