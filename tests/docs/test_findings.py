@@ -138,6 +138,12 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     names("INPUT_WITHOUT_LOADER", *shares)
     assert f"names one if it takes {100 * lines.NAMED_SHARE:g} % of the phase" in PAGE
     names("GC_PAUSES", 100 * causes.GC_WARN, 100 * seen.CRIT, NOTED_NS / 1e6)
+    names(
+        "ALLOCATION_CHURN",
+        100 * host_causes.CHURN_WARN,
+        100 * seen.CRIT,
+        1e3 * host_causes.FAULT_MOST_MS,
+    )
     for kind in ("CPU_THROTTLED", "CPU_CONTENTION"):
         names(kind, 100 * host_causes.CORE_WARN, 100 * seen.CRIT)
     for kind in ("CHECKPOINT_COST", "EVAL_COST"):

@@ -404,3 +404,51 @@ def test_recompilations_are_counted_and_name_the_function(tmp_path):
         line_of(COMPILED, "def normalized"),
     )
     assert "size" in finding["evidence"]["reason"]
+
+
+CHURN = """
+for batch in batches(150):
+    update(batch)
+    torch.empty(12 << 20).fill_(1.0)  # 48 MiB: glibc maps that anew each time
+"""
+
+
+def test_memory_that_is_new_in_each_step_is_named_and_gone_with_the_advice(tmp_path):
+    settings = {"TRACEML_SAMPLE_INTERVAL_S": "0.2"}
+    for name in ("on", "kept"):
+        (tmp_path / name).mkdir()
+    _, result = train(tmp_path / "on", CHURN, **settings)
+    finding = issues(result)["ALLOCATION_CHURN"]
+    assert finding["evidence"]["new_pages_per_step"] >= 0.9 * (48 << 20) / 4096
+    advised = dict(
+        word.split("=") for word in finding["action"].split() if word.startswith("MALLOC")
+    )
+    _, kept = train(tmp_path / "kept", CHURN, **settings, **advised)
+    assert "ALLOCATION_CHURN" not in issues(kept)
+
+
+KEEPING = """
+class Keeping:
+    kept = []
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, index):
+        self.kept.append(torch.ones(1 << 18))  # 1 MiB
+        time.sleep(0.01)
+        return torch.ones(8, 16)
+
+for batch in DataLoader(Keeping(), batch_size=None, num_workers=1):
+    update(batch)
+"""
+
+
+def test_memory_that_a_worker_keeps_is_found_in_the_training_process(tmp_path):
+    settings = {"TRACEML_SAMPLE_INTERVAL_S": "0.2", "TMPDIR": "/tmp"}
+    _, result = train(tmp_path, KEEPING, **settings)
+    found = [f for f in result.summary["findings"] if f["metric"] == "workers_rss_bytes"]
+    assert [f["kind"] for f in found] == ["CREEP_CONFIRMED"], result.summary["findings"]
+    assert "loader workers of Keeping grows by" in found[0]["summary"]
+    assert found[0]["evidence"]["slope_bytes_per_step"] == pytest.approx(1 << 20, rel=0.2)
+    assert found[0]["evidence"]["steps_to_limit"] > 1_000

@@ -212,8 +212,19 @@ def every_kind() -> list[Record]:
     return [
         DeviceSteps(1, 24, list(column), {name: [MS] * 24 for name in PHASES}),
         Outside(FIRST_STEP_NS, {"eval": 5 * MS, "checkpoint": MS}),
-        ProcessSample(FIRST_STEP_NS, 1, 1 << 30, MS, 4, devices=[device]),
-        ProcessSample(FIRST_STEP_NS + 500 * MS, 50, 2 << 30, 300 * MS, 4, devices=[device]),
+        ProcessSample(
+            FIRST_STEP_NS, 1, 1 << 30, MS, 4, minor_faults=9, devices=[device], kernel_ns=MS
+        ),
+        ProcessSample(
+            FIRST_STEP_NS + 500 * MS,
+            50,
+            2 << 30,
+            300 * MS,
+            4,
+            minor_faults=99_999,
+            devices=[device],
+            kernel_ns=99 * MS,
+        ),
         *host_samples(),
         GpuSample(
             FIRST_STEP_NS,

@@ -22,7 +22,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs 
 
 @pytest.fixture
 def process():
-    sampler = ProcessSampler(threading.get_native_id(), lambda: None)
+    sampler = ProcessSampler(threading.get_native_id(), lambda: None, lambda: 7)
     yield sampler
     sampler.close()
 

@@ -34,11 +34,11 @@ def scenarios() -> list[Scenario]:
 def _small() -> Iterator[Scenario]:
     """A twentieth of the step, about which nothing has to be done: its line is named all the same.
     Of a larger model: plain Python of less than 5 ms is a matter of its own (docs/accuracy.md)."""
-    larger = {"hidden": "4096", "steps": "100"}
+    larger = {"hidden": "2800", "batch": "256", "steps": "100"}  # not so large that pages are new
     python = work(0.006)
     for name, script in (
         ("metrics", program(after=timed(python), **larger)),
-        ("decode-main", program(batch="16", item=timed(work(0.006 / 16)), **larger)),
+        ("decode-main", program(item=timed(work(0.006 / 256)), **larger)),
         ("collate-main", program(collate=timed(python), **larger)),
         ("forward", program(forward=timed(python), **larger)),
         ("tolist", program(
@@ -378,6 +378,34 @@ def _host() -> Iterator[Scenario]:
         has_share=False,
         has_line=False,
         command=("taskset", "-c", "0"),
+    )
+    yield Scenario(
+        "allocation-churn",
+        program(
+            imports="import ctypes",
+            hidden="4096",
+            setup="mallopt = ctypes.CDLL(None).mallopt\n"
+            "if not FAULT:\n    mallopt(-4, 0)  # never map, and\n"
+            "    mallopt(-1, 2**31 - 1)  # never trim",
+        ),
+        kinds=("ALLOCATION_CHURN",),
+        has_share=False,
+        has_line=False,
+    )
+    yield Scenario(
+        "memory-leak-in-worker",
+        program(
+            steps="300",
+            definitions="kept = []",
+            item=in_worker("kept.append(torch.ones(1 << 15))"),
+            loader="num_workers=1",
+        ),
+        kinds=("CREEP_EARLY", "CREEP_CONFIRMED", "RSS_GROWTH"),
+        has_share=False,
+        has_line=False,
+        has_clean_twin=False,
+        workers_only=True,
+        variables={"TRACEML_SAMPLE_INTERVAL_S": "0.2"},
     )
     yield Scenario(
         "memory-leak",

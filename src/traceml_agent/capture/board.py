@@ -28,8 +28,8 @@ Row = tuple[int, int, int, int, int, int]
 
 (
     PID, BATCHES, FETCH, COLLATE, CPU, IDLE, FAILURES, DELAY, WATCHED, SEND, READ, FAULTS,
-    TEXT_TURN, TEXT_SIZE,
-) = range(14)  # fmt: skip
+    TEXT_TURN, TEXT_SIZE, RSS,
+) = range(15)  # fmt: skip
 
 
 class Slot:
@@ -127,7 +127,7 @@ def new_board(workers: int, started_ns: int, *, inherited: bool) -> Board:
     words.release()
     board = Board(memory)
     for slot in board.slots:
-        for name in (DELAY, WATCHED, SEND, READ, FAULTS):
+        for name in (DELAY, WATCHED, SEND, READ, FAULTS, RSS):
             slot.set(name, -1)  # not measured, until it is
     return board
 

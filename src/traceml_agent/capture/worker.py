@@ -5,6 +5,7 @@ that is killed leaves what stood in the shared memory.
 """
 
 import contextlib
+import mmap
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from traceml_agent.capture.board import (
     FETCH,
     IDLE,
     READ,
+    RSS,
     SEND,
     WATCHED,
     Slot,
@@ -231,7 +233,8 @@ class WorkerClock:
         if slot is None:
             return
         for name, value in kernel_counts(self.sender()).items():
-            slot.set(name, max(0, value - self._before.get(name, 0)))
+            before = 0 if name == RSS else self._before.get(name, 0)
+            slot.set(name, max(0, value - before))
         if self._samples is not None:
             self._samples.write(slot, at_end=at_end)
 
@@ -243,13 +246,15 @@ class WorkerClock:
 
 
 def kernel_counts(sender: int | None) -> dict[int, int]:
-    """What the kernel counts of this worker: the thread that sends, storage."""
+    """What the kernel counts of this worker: the thread that sends, memory, storage."""
     found = {}
     sending = None if sender is None else _cpu_of(sender)
     if sending is not None:
         found[SEND] = sending
     with contextlib.suppress(OSError, ValueError, IndexError):
-        found[FAULTS] = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[9])
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        found[FAULTS] = int(fields[9])
+        found[RSS] = int(fields[21]) * mmap.PAGESIZE
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/self/io").read_text()
         found[READ] = int(text.partition("\nread_bytes:")[2].split()[0])

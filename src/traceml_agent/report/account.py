@@ -32,6 +32,15 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class NewPages:
+    """Memory that a process got anew from the kernel, while it trained."""
+
+    rank: int
+    faults_per_step: float  # minor ones: pages that were not there, and needed no disk
+    kernel_ms_per_step: float  # of all threads, for whatever
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What findings about the host rest on, beside the losses."""
 
@@ -44,6 +53,7 @@ class Facts:
     ranks_on_node: int
     major_faults_per_step: float | None  # of the rank that has most
     faulting_rank: int
+    new_pages: NewPages | None  # of the rank that spent most time in the kernel
     graph_breaks: Event | None
 
 
@@ -60,6 +70,7 @@ def facts_of(view: RunView) -> Facts:
     ]
     breaks = [e for rank in view.ranks for e in rank.spool.events if e.name == GRAPH_BREAKS_EVENT]
     worst = max(faults, default=(None, 0))
+    pages = [own for rank in view.ranks if (own := _new_pages(rank)) is not None]
     return Facts(
         accounts=tuple(a for rank in view.ranks if (a := account_of(rank)) is not None),
         usable_cpus=min(usable, default=None),
@@ -75,6 +86,7 @@ def facts_of(view: RunView) -> Facts:
         ranks_on_node=max(rank.spool.header.identity.local_world_size for rank in view.ranks),
         major_faults_per_step=worst[0],
         faulting_rank=worst[1],
+        new_pages=max(pages, key=lambda own: own.kernel_ms_per_step, default=None),
         graph_breaks=breaks[-1] if breaks else None,
     )
 
@@ -102,6 +114,20 @@ def account_of(rank: RankView) -> Account | None:
 def _sum(columns: Sequence[list[int] | None]) -> int | None:
     known = [sum(column) for column in columns if column is not None]
     return sum(known) if len(known) == len(columns) else None
+
+
+def _new_pages(rank: RankView) -> NewPages | None:
+    """Between the first sample in a step and the last. None with a device, which goes on then."""
+    known = [
+        (sample.step, sample.minor_faults, sample.kernel_ns)
+        for sample in rank.spool.process_samples
+        if sample.step and sample.minor_faults is not None and sample.kernel_ns is not None
+    ]
+    steps = known[-1][0] - known[0][0] if known else 0
+    if steps <= 0 or rank.spool.device_batches:
+        return None
+    faults, kernel_ns = (max(0, known[-1][n] - known[0][n]) for n in (1, 2))
+    return NewPages(rank.rank, faults / steps, kernel_ns / steps / 1e6)
 
 
 def _faults(rank: RankView) -> float | None:

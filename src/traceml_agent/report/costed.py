@@ -52,5 +52,6 @@ METHOD = {
     "loss": "what was measured of it taken out of each step",
     "straggler": "each step computed anew with the work of the slow ranks replaced by the median's",
     "transfer": "the transfers taken out of the steps; the waiting for other ranks stays",
+    "pages": "the time in the kernel for new pages taken out of the steps, all of it and by thread",
     "total": "all of it taken out of the steps",
 }

@@ -179,6 +179,9 @@ def _told(issue: dict[str, Any], job: Job) -> Saving | None:
         low, high = found["transfer_low_ms"] * MS, found["transfer_high_ms"] * MS
         saving = interval_saving(job, low, high, METHOD["transfer"])
         return replace(saving, without="the transfers")
+    if found.get("gain_high_ms") is not None:
+        low, high = found["gain_low_ms"] * MS, found["gain_high_ms"] * MS
+        return replace(interval_saving(job, low, high, METHOD["pages"]), without="the new pages")
     if issue["cost"] is None or issue["confidence"] == "low":
         return None
     all_ns = issue["cost"]["ms_per_step"] * MS

@@ -151,8 +151,14 @@ class SamplerLoop:
 
     def _open_process(self) -> None:
         torch = self._session.torch
-        process = ProcessSampler(self._trainer_id, lambda: device_memory(torch))
+        process = ProcessSampler(
+            self._trainer_id, lambda: device_memory(torch), self._memory_of_workers
+        )
         self._add("process", lambda now: [process.sample(now, self._recorder.last_step)], process)
+
+    def _memory_of_workers(self) -> int | None:
+        loaders = self._session.loaders
+        return None if loaders is None else loaders.resident_bytes()
 
     def _open_stacks(self) -> None:
         hz = self._session.config.stack_hz

@@ -18,8 +18,10 @@ class ProcessSampler:
         self,
         training_thread_native_id: int | None,
         device_memory: Callable[[], list[DeviceMemory] | None],
+        workers_memory: Callable[[], int | None],
     ) -> None:
         self._device_memory = device_memory
+        self._workers_memory = workers_memory
         self._tick_ns = 10**9 // os.sysconf("SC_CLK_TCK")
         self._page_bytes = os.sysconf("SC_PAGE_SIZE")
         self._stat = ProcFile("/proc/self/stat")
@@ -57,6 +59,8 @@ class ProcessSampler:
             major_faults=None if numbers is None else numbers[_MAJOR_FAULTS - 1],
             run_delay_ns=int(schedstat[1]) if len(schedstat) > 1 else None,
             devices=self._device_memory(),
+            kernel_ns=None if numbers is None else numbers[_SYSTEM_TICKS - 1] * self._tick_ns,
+            workers_rss_bytes=self._workers_memory(),
         )
 
     def _portable(self, process: Any, monotonic_ns: int, step: int) -> ProcessSample:
@@ -72,6 +76,8 @@ class ProcessSampler:
                     cpu_ns=int((times.user + times.system) * 1e9),
                     threads=process.num_threads(),
                     devices=self._device_memory(),
+                    kernel_ns=int(times.system * 1e9),
+                    workers_rss_bytes=self._workers_memory(),
                 )
         except psutil.Error:
             return ProcessSample(monotonic_ns, step, None, None, None)

@@ -20,6 +20,11 @@ training thread that computes in Python alone lets others wait as long, and besi
 of a loader run for some percent; a thread that never stops reaches half."""
 FAULTS_PER_STEP = 1.0
 """Source: the same table."""
+CHURN_WARN = 0.05
+"""Of the step. Chosen: as a line within the model."""
+FAULT_MOST_MS = 0.0025
+"""A page that the kernel has to clear and map. Chosen: 1.8 us were measured on a virtual machine
+(docs/findings.md), a fourth of that without one; what goes beyond has another cause."""
 
 
 def host_issues(
@@ -31,6 +36,7 @@ def host_issues(
         _contention(losses.get("contention"), facts, steps),
         _interpreter_lock(facts, losses, step_ms),
         _memory(facts),
+        _allocation_churn(facts, steps, step_ms),
     ]
     return [issue for issue in found if issue is not None]
 
@@ -175,5 +181,41 @@ def _memory(facts: Facts) -> Issue | None:
             "pressure_memory_percent": pressure,
             "threshold": FAULTS_PER_STEP,
             "threshold_pressure_percent": PRESSURE_PERCENT,
+        },
+    )
+
+
+def _allocation_churn(facts: Facts, steps: int, step_ms: float) -> Issue | None:
+    pages = facts.new_pages
+    if pages is None or step_ms <= 0:
+        return None
+    most_ms = min(pages.kernel_ms_per_step, FAULT_MOST_MS * pages.faults_per_step)
+    share = min(1.0, most_ms / step_ms)
+    severity = band(share, CHURN_WARN, CRIT, steps)
+    if severity is None:
+        return None
+    # Threads that compute together wait for the kernel together.
+    least_ms = most_ms / max(1, facts.torch_threads or 1)
+    return Issue(
+        "ALLOCATION_CHURN",
+        severity,
+        f"Memory is given back and got anew in each step: {pages.faults_per_step:,.0f} new pages a "
+        f"step, which take the kernel {most_ms:.1f} ms, {share:.0%} of the step.",
+        "Have the allocator keep it: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 in the "
+        "environment (glibc), or preload jemalloc or tcmalloc; zero_grad(set_to_none=False) keeps "
+        "the gradients.",
+        metric="new_pages",
+        score=share,
+        share_pct=share,
+        ranks=(pages.rank,),
+        confidence="medium",
+        cost=Cost(most_ms, share, None),
+        evidence={
+            "new_pages_per_step": pages.faults_per_step,
+            "kernel_ms_per_step": pages.kernel_ms_per_step,
+            "torch_threads": facts.torch_threads,
+            "gain_low_ms": least_ms,
+            "gain_high_ms": most_ms,
+            "threshold_warn": CHURN_WARN,
         },
     )

@@ -1,6 +1,6 @@
 """Does memory grow from step to step, and is it near its end?"""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 from traceml_agent.report.diagnose.issue import Issue, Place, by_severity
 from traceml_agent.report.diagnose.kept import advice_on, explaining, words_of
@@ -24,6 +24,12 @@ CREEP_CONFIRMED_RATIO = 0.25
 STEADY_SHARE = 0.5
 """Growth in the last third must be at least half of that in the second: a cache that fills slows
 down, a leak does not."""
+WORKERS = "workers_rss_bytes"
+_WORKERS_ACTION = (
+    "The Dataset, or what it calls, keeps something of each item: look for lists and caches that "
+    "grow (self.cache, lru_cache without a size). Until then: persistent_workers=False gives it "
+    "back with each epoch."
+)
 Points = list[tuple[int, int]]
 
 
@@ -40,6 +46,8 @@ class MemoryFigures:
     host_limit: int | None = None  # of the cgroup or the machine
     step_s: float | None = None  # mean, for the time to the limit
     kept: tuple[Retained, ...] = ()  # with TRACEML_RETAINED
+    workers: Points = field(default_factory=list)  # resident, of the loader workers together
+    datasets: tuple[str, ...] = ()  # classes of what they load
 
 
 def diagnose(ranks: list[MemoryFigures]) -> list[Issue]:
@@ -59,8 +67,7 @@ def diagnose(ranks: list[MemoryFigures]) -> list[Issue]:
         creep = _creep(rank, rank.reserved, "peak_reserved_bytes", "device memory") or _creep(
             rank, rank.rss, "peak_rss_bytes", "resident memory"
         )
-        if creep is not None:
-            found.append(creep)
+        found += [issue for issue in (creep, _workers_creep(rank)) if issue is not None]
     found += _imbalance(ranks)
     if found:
         return by_severity(found)
@@ -97,6 +104,14 @@ def _pressure(rank: MemoryFigures) -> list[Issue]:
     ]
 
 
+def _workers_creep(rank: MemoryFigures) -> Issue | None:
+    """What a Dataset keeps grows in its workers, where the training process does not see it."""
+    whose = f" of {', '.join(rank.datasets)}" if rank.datasets else ""
+    alone = replace(rank, kept=())
+    issue = _creep(alone, rank.workers, WORKERS, f"resident memory of the loader workers{whose}")
+    return issue if issue is None else replace(issue, action=_WORKERS_ACTION)
+
+
 def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue | None:
     """Growth in the second and in the last third of the run, and a positive median slope."""
     if len(points) < CREEP_LEAST_SAMPLES or points[-1][0] - points[0][0] < LEAST_STEPS:
@@ -122,7 +137,7 @@ def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue
     return Issue(
         "CREEP_CONFIRMED" if confirmed else "CREEP_EARLY",
         "crit" if confirmed else "warn",
-        f"{what.capitalize()} grows by {slope / 1024**2:.2f} MiB a step "
+        f"{what[0].upper()}{what[1:]} grows by {slope / 1024**2:.2f} MiB a step "
         f"({grown / 1024**2:.0f} MiB over steps {points[0][0]}-{points[-1][0]}){_words(left)}."
         + words_of(rank.kept, kept),
         advice_on(kept),
@@ -154,7 +169,7 @@ def _left(
     rank: MemoryFigures, metric: str, now: int, slope: float
 ) -> tuple[int, float | None] | None:
     """Steps, and seconds, until memory is full if it goes on like this; None: no limit is known."""
-    limit = rank.host_limit if metric == "peak_rss_bytes" else rank.total
+    limit = rank.host_limit if metric in ("peak_rss_bytes", WORKERS) else rank.total
     if limit is None or limit <= now:
         return None
     steps = int((limit - now) / slope)
