@@ -15,6 +15,8 @@ MEASURED = (
     "e2e/test_phases.py",
     "e2e/test_retained.py",
     "e2e/test_tokens.py",
+    "engines/test_frameworks.py",
+    "engines/test_mpirun.py",
     "ranks/test_healthy.py",
     "ranks/test_real_jobs.py",
     "ranks/test_straggler.py",
@@ -24,7 +26,9 @@ MEASURED = (
 )
 """Tests that compare what the agent measured of a real program with a clock of their own: where
 something else takes the processor, both are right and differ. Once more, up to twice, and each time
-told (R in the report). A crash of the program is no such thing, and is never tried again."""
+told (R in the report). A crash of the program is no such thing, and is never tried again, but for
+ranks that mpirun and accelerate start: about one job in a hundred aborts at its end in a thread of
+torch ("terminate called without an active exception"), without the agent as well."""
 RERUNS = 2
 
 

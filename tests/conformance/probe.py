@@ -54,10 +54,11 @@ def describe(handler):
 
 
 def descriptors():
-    """What is open, aside from the agent's files: of its run, of the kernel's figures, and memory
-    shared with workers that are no forks."""
+    """What is open, aside from the agent's files: of its run, of the kernel's figures, memory
+    shared with workers that are no forks, and a module that its thread is importing."""
     own = re.compile(
         r"/runs/|^/memfd:traceml-|^/proc/(\d+/|pressure/|stat$|meminfo$)|^/sys/fs/cgroup/"
+        r"|/traceml_agent/.*\.pyc?$"
     )
     found = set()  # how many pipes there are is a matter of when a queue is collected
     for name in os.listdir("/proc/self/fd"):

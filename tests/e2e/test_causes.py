@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import mmap
 import os
 import uuid
 from pathlib import Path
@@ -406,6 +407,8 @@ def test_recompilations_are_counted_and_name_the_function(tmp_path):
     assert "size" in finding["evidence"]["reason"]
 
 
+_HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES = _HUGE.read_text() if _HUGE.exists() else ""
 CHURN = """
 for batch in batches(150):
     update(batch)
@@ -413,13 +416,14 @@ for batch in batches(150):
 """
 
 
+@pytest.mark.skipif("[always]" in HUGE_PAGES, reason="one fault is 512 pages")
 def test_memory_that_is_new_in_each_step_is_named_and_gone_with_the_advice(tmp_path):
     settings = {"TRACEML_SAMPLE_INTERVAL_S": "0.2"}
     for name in ("on", "kept"):
         (tmp_path / name).mkdir()
     _, result = train(tmp_path / "on", CHURN, **settings)
     finding = issues(result)["ALLOCATION_CHURN"]
-    assert finding["evidence"]["new_pages_per_step"] >= 0.9 * (48 << 20) / 4096
+    assert finding["evidence"]["new_pages_per_step"] >= 0.9 * (48 << 20) / mmap.PAGESIZE
     advised = dict(
         word.split("=") for word in finding["action"].split() if word.startswith("MALLOC")
     )
@@ -447,8 +451,7 @@ for batch in DataLoader(Keeping(), batch_size=None, num_workers=1):
 def test_memory_that_a_worker_keeps_is_found_in_the_training_process(tmp_path):
     settings = {"TRACEML_SAMPLE_INTERVAL_S": "0.2", "TMPDIR": "/tmp"}
     _, result = train(tmp_path, KEEPING, **settings)
-    found = [f for f in result.summary["findings"] if f["metric"] == "workers_rss_bytes"]
+    found = [f for f in result.summary["findings"] if f["metric"] == "workers_grown_bytes"]
     assert [f["kind"] for f in found] == ["CREEP_CONFIRMED"], result.summary["findings"]
     assert "loader workers of Keeping grows by" in found[0]["summary"]
     assert found[0]["evidence"]["slope_bytes_per_step"] == pytest.approx(1 << 20, rel=0.2)
-    assert found[0]["evidence"]["steps_to_limit"] > 1_000

@@ -82,8 +82,12 @@ def test_one_cause_is_one_finding_and_what_tells_more_of_it():
 
 def test_the_primary_diagnosis_points_to_its_finding():
     found = ranked([issue("A", run_s=1.0), issue("INPUT_BOUND", run_s=9.0)])
-    primary = {"kind": "INPUT_BOUND", "section": "step_time", "evidence": {}}
+    severity = found[0]["severity"]
+    primary = {
+        "kind": "INPUT_BOUND", "section": "step_time", "severity": severity, "evidence": {}
+    }  # fmt: skip
     assert behind(primary, found) == "INPUT_BOUND"
+    assert behind({**primary, "severity": "info"}, found) is None
     assert behind({**primary, "kind": "BALANCED"}, found) is None
 
 

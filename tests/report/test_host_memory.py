@@ -35,7 +35,7 @@ def test_new_pages_cost_the_time_in_the_kernel(tmp_path):
     assert found["evidence"]["new_pages_per_step"] == FAULTS
     assert found["cost"]["ms_per_step"] == pytest.approx(KERNEL_MS)
     assert found["severity"] == "warn"
-    assert "2,000 new pages a step" in found["summary"]
+    assert "in each step: 2,000 new pages, which take the kernel 1.5 ms" in found["summary"]
     assert found["saving"]["step_low_ms"] == pytest.approx(10 - KERNEL_MS)
     assert "MALLOC_MMAP_MAX_=0" in found["action"]
 
@@ -50,12 +50,30 @@ def test_little_time_in_the_kernel_is_no_finding_nor_a_device_that_goes_on(tmp_p
     assert "ALLOCATION_CHURN" not in findings(tmp_path / "b", *samples(), device)
 
 
+def test_pages_by_which_the_process_grows_are_not_given_back(tmp_path):
+    made = [replace(s, rss_bytes=(1 << 30) + (s.step - 1) * FAULTS * 4096) for s in samples()]
+    assert "ALLOCATION_CHURN" not in findings(tmp_path, *made)
+
+
+def test_an_evaluation_between_two_samples_is_no_step(tmp_path):
+    quiet = samples(faults=10, kernel_ms=0.1)
+    after = [
+        replace(s, minor_faults=s.minor_faults + 900_000, kernel_ns=s.kernel_ns + 900 * MS)
+        for s in quiet[6:]
+    ]
+    assert "ALLOCATION_CHURN" not in findings(tmp_path, *quiet[:6], *after)
+
+
+def test_a_few_samples_say_nothing_of_new_pages(tmp_path):
+    assert "ALLOCATION_CHURN" not in findings(tmp_path, *samples(count=5))
+
+
 def test_workers_that_keep_what_they_load_are_a_leak_of_the_dataset(tmp_path):
     loader = Loader(FIRST_STEP_NS, 0, "Images", False, 2, "active", role="train", batches=COUNT)
-    growing = samples(kernel_ms=0.0, workers_rss_bytes=lambda i: (1 << 30) + i * (40 << 20))
+    growing = samples(kernel_ms=0.0, workers_grown_bytes=lambda i: (1 << 30) + i * (40 << 20))
     found = findings(tmp_path / "a", *growing, loader)["CREEP_EARLY"]
-    assert found["metric"] == "workers_rss_bytes"
+    assert found["metric"] == "workers_grown_bytes"
     assert found["summary"].startswith("Resident memory of the loader workers of Images grows by")
     assert "persistent_workers=False" in found["action"]
-    steady = samples(kernel_ms=0.0, workers_rss_bytes=lambda i: (1 << 30) + i % 3 * (40 << 20))
+    steady = samples(kernel_ms=0.0, workers_grown_bytes=lambda i: (1 << 30) + i % 3 * (40 << 20))
     assert "CREEP_EARLY" not in findings(tmp_path / "b", *steady, replace(loader, loader=1))

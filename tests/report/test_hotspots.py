@@ -216,7 +216,7 @@ def test_a_line_of_four_percent_is_named_beside_a_verdict_that_stays(tmp_path):
     assert {(f["kind"], f["severity"]) for f in found.values()} == {("SLOW_LINE", "info")}
     assert "between the calls of the model: 4% of the step" in found[5]["summary"]
     assert found[5]["saving"]["step_high_ms"] == pytest.approx(9.65, abs=0.03)
-    assert "num_workers > 0" in found[8]["action"]
+    assert "num_workers" in found[8]["action"]
     assert "Also          SLOW LINE: t.py:5 `float(loss)` waits for" in payload["text"]
 
 

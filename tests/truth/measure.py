@@ -83,7 +83,8 @@ def outcome_of(scenario: Scenario, summary: dict[str, Any], truth: dict[str, flo
     findings = [
         f
         for f in summary["findings"]
-        if f["kind"] in scenario.kinds or (f["severity"] in ATTENTION and f["kind"] not in AMBIENT)
+        if (f["severity"] in ATTENTION or scenario.is_small)
+        and (f["kind"] not in AMBIENT or f["kind"] in scenario.kinds)
     ]
     of_cause = [f for f in findings if f["kind"] in scenario.kinds]
     named = next((f for f in of_cause if f["place"]), next(iter(of_cause), None))

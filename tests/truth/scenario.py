@@ -27,6 +27,7 @@ class Scenario:
     files: dict[str, str] = field(default_factory=dict)  # text by name, written beside the script
     gpus: str = ""  # state of the simulated NVML library
     ranks: int = 1  # by torchrun
+    is_small: bool = False  # so small that it is named as "info"
 
 
 def fault_place(scenario: Scenario) -> tuple[str, int] | None:

@@ -45,7 +45,7 @@ def _small() -> Iterator[Scenario]:
             setup="big = torch.randn(240_000)", after=timed("values = big.tolist()"), **larger
         )),
     ):  # fmt: skip
-        yield Scenario(f"{name}-5", script, toggles=True, kinds=(*RESIDUAL, *INPUT))
+        yield Scenario(f"{name}-5", script, toggles=True, is_small=True, kinds=("SLOW_LINE",))
 
 
 def _loop() -> Iterator[Scenario]:

@@ -28,7 +28,7 @@ Row = tuple[int, int, int, int, int, int]
 
 (
     PID, BATCHES, FETCH, COLLATE, CPU, IDLE, FAILURES, DELAY, WATCHED, SEND, READ, FAULTS,
-    TEXT_TURN, TEXT_SIZE, RSS,
+    TEXT_TURN, TEXT_SIZE, GROWN,
 ) = range(15)  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def new_board(workers: int, started_ns: int, *, inherited: bool) -> Board:
     words.release()
     board = Board(memory)
     for slot in board.slots:
-        for name in (DELAY, WATCHED, SEND, READ, FAULTS, RSS):
+        for name in (DELAY, WATCHED, SEND, READ, FAULTS, GROWN):
             slot.set(name, -1)  # not measured, until it is
     return board
 

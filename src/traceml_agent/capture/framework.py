@@ -22,12 +22,14 @@ from traceml_agent.guard import guard
 from traceml_agent.schema.phases import CHECKPOINT, EVAL, LOGGING, PATCH_OF_PHASE, PHASES
 from traceml_agent.schema.records import FRAMEWORK_EVENT, Event
 
-NOTED_NS = 10_000_000
-"""Logging is an event once it took so long, alone or together; so is the first call. Its time is
-that of the phase, and an event says where. Chosen: long beside most steps."""
+NOTED_NS = 1_000_000
+"""A call that logs for so long is an event. Source: as a garbage collection."""
+GATHERED_NS = 10_000_000
+"""Shorter ones are one together: the last of them, with the sum of all. The first call is one as
+well, for its line. Chosen: an event costs 15 us, which is then nothing."""
 NOTED_EACH = 1_000
-"""After so many events each next one stands for twice the time: a run that logs in each step leaves
-some thousands of them, and their sum stays right."""
+"""After so many events each next one has to take twice as long: a run that logs in each step leaves
+some thousands of them. The time itself is that of the phase, and exact."""
 
 clock = time.perf_counter_ns
 Method = Callable[..., Any]
@@ -77,10 +79,12 @@ class Framework:
     def logged(self, elapsed_ns: int, call: str, caller: Any) -> None:
         """Logging took so long, by this call in this frame."""
         self._unnoted_ns += elapsed_ns
-        if not self._noted or self._unnoted_ns >= NOTED_NS << (self._noted // NOTED_EACH):
+        often = self._noted // NOTED_EACH
+        is_long = elapsed_ns >= NOTED_NS << often
+        if not self._noted or is_long or self._unnoted_ns >= GATHERED_NS << often:
             self._noted += 1
-            detail: Detail = {"call": call, "at": user_line(caller)}
-            SESSION.note_event(PHASES[LOGGING], self._unnoted_ns, detail)
+            detail: Detail = {"call": call, "at": user_line(caller), "sum_ns": self._unnoted_ns}
+            SESSION.note_event(PHASES[LOGGING], elapsed_ns, detail)
             self._unnoted_ns = 0
 
     def _look(self, at_end: bool) -> Sequence[Event]:

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from traceml_agent.capture.board import RSS, Board
+from traceml_agent.capture.board import GROWN, Board
 from traceml_agent.capture.loader_log import LoaderLog
 from traceml_agent.guard import guard
 from traceml_agent.schema.phases import EVAL, INPUT_WAIT
@@ -146,12 +146,14 @@ class LoaderWatch:
 
     # The agent's thread
 
-    def resident_bytes(self) -> int | None:
-        """Of the workers that live, together; a page that several share counts in each. None:
-        nothing is known of any."""
-        boards = [found.board for found in tuple(self.live.values()) if found.board is not None]
-        known = [size for board in boards for slot in board.slots if (size := slot.get(RSS)) > 0]
-        return sum(known) if known else None
+    def workers_grown_bytes(self) -> int | None:
+        """What the workers of the oldest iterator that lives have grown by since they began: pages
+        that they share with this process are none of it. None: not known of all of them."""
+        for iteration in tuple(self.live.values()):
+            if iteration.board is not None:
+                grown = [slot.get(GROWN) for slot in iteration.board.slots]
+                return sum(grown) if min(grown, default=-1) >= 0 else None
+        return None
 
     def take(self, roles: dict[int, int]) -> "list[Record]":
         """What is worth writing by now. `roles` are those that the tracker found, by loader."""

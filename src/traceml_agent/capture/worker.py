@@ -22,9 +22,9 @@ from traceml_agent.capture.board import (
     FAILURES,
     FAULTS,
     FETCH,
+    GROWN,
     IDLE,
     READ,
-    RSS,
     SEND,
     WATCHED,
     Slot,
@@ -233,8 +233,7 @@ class WorkerClock:
         if slot is None:
             return
         for name, value in kernel_counts(self.sender()).items():
-            before = 0 if name == RSS else self._before.get(name, 0)
-            slot.set(name, max(0, value - before))
+            slot.set(name, max(0, value - self._before.get(name, 0)))
         if self._samples is not None:
             self._samples.write(slot, at_end=at_end)
 
@@ -254,7 +253,7 @@ def kernel_counts(sender: int | None) -> dict[int, int]:
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         found[FAULTS] = int(fields[9])
-        found[RSS] = int(fields[21]) * mmap.PAGESIZE
+        found[GROWN] = int(fields[21]) * mmap.PAGESIZE
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/self/io").read_text()
         found[READ] = int(text.partition("\nread_bytes:")[2].split()[0])

@@ -60,7 +60,8 @@ def _execute(arguments: argparse.Namespace) -> int:
 
 
 def _finding(payload: dict[str, Any], wanted: str | None) -> dict[str, Any] | None:
-    """The finding that a person means, or the one behind the verdict; None where there is none.
+    """The finding that a person means, or the one behind the verdict, or the first; None where
+    there is none.
 
     Raises TracemlError where no finding is called so.
     """

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from traceml_agent.report.stats import mean
+from traceml_agent.report.stats import mean, median
 from traceml_agent.report.view import RankView, RunView
 from traceml_agent.schema.records import GRAPH_BREAKS_EVENT, THREADS_EVENT, Event
 
@@ -31,13 +32,29 @@ class Account:
         return max(0, self.wall_ns - self.run_ns - self.delay_ns)
 
 
+FAULT_MOST_MS = 0.0025
+"""A page that the kernel has to clear and map. Chosen: 1.8 us were measured on a virtual machine
+(docs/findings.md), a fourth of that without one; what goes beyond has another cause."""
+PAIRS_LEAST = 5
+STEPS_LEAST = 50
+"""Chosen: the kernel counts its time in ticks of 10 ms, so a few samples say nothing; and the first
+steps touch all memory for the first time."""
+PAGE_BYTES = 4096
+"""The smallest that there are: growth then explains rather more faults than fewer."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewPages:
-    """Memory that a process got anew from the kernel, while it trained."""
+    """Memory that a process got anew from the kernel while it trained, a step."""
 
     rank: int
-    faults_per_step: float  # minor ones: pages that were not there, and needed no disk
-    kernel_ms_per_step: float  # of all threads, for whatever
+    faults: float  # minor ones: pages that were not there, and needed no disk; but for growth
+    kernel_ms: float  # of all threads, for whatever
+
+    @property
+    def most_ms(self) -> float:
+        """What the pages can have cost, of the time of all threads."""
+        return min(self.kernel_ms, FAULT_MOST_MS * self.faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +70,7 @@ class Facts:
     ranks_on_node: int
     major_faults_per_step: float | None  # of the rank that has most
     faulting_rank: int
-    new_pages: NewPages | None  # of the rank that spent most time in the kernel
+    new_pages: NewPages | None  # of the rank that they cost most
     graph_breaks: Event | None
 
 
@@ -86,7 +103,7 @@ def facts_of(view: RunView) -> Facts:
         ranks_on_node=max(rank.spool.header.identity.local_world_size for rank in view.ranks),
         major_faults_per_step=worst[0],
         faulting_rank=worst[1],
-        new_pages=max(pages, key=lambda own: own.kernel_ms_per_step, default=None),
+        new_pages=max(pages, key=lambda own: own.most_ms, default=None),
         graph_breaks=breaks[-1] if breaks else None,
     )
 
@@ -117,17 +134,23 @@ def _sum(columns: Sequence[list[int] | None]) -> int | None:
 
 
 def _new_pages(rank: RankView) -> NewPages | None:
-    """Between the first sample in a step and the last. None with a device, which goes on then."""
-    known = [
-        (sample.step, sample.minor_faults, sample.kernel_ns)
-        for sample in rank.spool.process_samples
-        if sample.step and sample.minor_faults is not None and sample.kernel_ns is not None
+    """The medians of what passed between two samples, so that an evaluation, a checkpoint and the
+    end of the run do not count. None with a device, which goes on meanwhile."""
+    samples = [
+        (s.step, s.minor_faults, s.kernel_ns, s.rss_bytes or 0)
+        for s in rank.spool.process_samples
+        if s.step and s.minor_faults is not None and s.kernel_ns is not None and not s.devices
     ]
-    steps = known[-1][0] - known[0][0] if known else 0
-    if steps <= 0 or rank.spool.device_batches:
+    faults, kernel_ms, counted = [], [], 0
+    for (step, missed, kernel, rss), (*after, grown) in pairwise(samples):
+        steps = after[0] - step
+        if steps > 0:
+            counted += steps
+            faults.append((after[1] - missed - max(0, grown - rss) / PAGE_BYTES) / steps)
+            kernel_ms.append((after[2] - kernel) / steps / 1e6)
+    if len(faults) < PAIRS_LEAST or counted < STEPS_LEAST or rank.spool.device_batches:
         return None
-    faults, kernel_ns = (max(0, known[-1][n] - known[0][n]) for n in (1, 2))
-    return NewPages(rank.rank, faults / steps, kernel_ns / steps / 1e6)
+    return NewPages(rank.rank, max(0.0, median(faults) or 0.0), max(0.0, median(kernel_ms) or 0.0))
 
 
 def _faults(rank: RankView) -> float | None:

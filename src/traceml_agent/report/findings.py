@@ -1,4 +1,5 @@
-"""The findings of a run: the issues of all sections that call for action, the costliest first."""
+"""The findings of a run: the issues of all sections that call for action, the costliest first; and
+small lines, which do not."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,8 @@ def ranked(issues: Iterable[Finding]) -> list[Finding]:
     the second of a kind on.
 
     First what is critical and has no cost, since it says that the run or its figures are not what
-    they seem; then by the seconds of the run that they cost; then the rest by severity. What is
+    they seem; then by the seconds of the run that they cost; then the rest by severity; `info`,
+    which asks for nothing, last. What is
     about the same time follows the finding that it `explains`: why the training waits for input,
     what takes the time that no phase claims, how often a cause comes back. Their costs are one.
     """
@@ -71,7 +73,7 @@ def _with_causes(finding: Finding, causes: dict[str, list[Finding]]) -> Iterator
 def behind(primary: dict[str, Any], findings: list[Finding]) -> str | None:
     """The id of the finding that the primary diagnosis is about; None where it is none."""
     for finding in findings:
-        same = all(finding[key] == primary[key] for key in ("kind", "section"))
+        same = all(finding[key] == primary[key] for key in ("kind", "section", "severity"))
         if same and is_of_logging(finding) == is_of_logging(primary):
             return str(finding["id"])
     return None
@@ -79,6 +81,8 @@ def behind(primary: dict[str, Any], findings: list[Finding]) -> str | None:
 
 def _order(issue: Finding) -> tuple[int, float, int, float]:
     severity, cost = SEVERITIES.index(issue["severity"]), seconds_lost(issue)
+    if severity == 0:
+        return 3, -(cost or 0.0), 0, -(issue["score"] or 0.0)
     if cost is None:
         place = 0 if issue["severity"] == SEVERITIES[-1] else 2
         return place, 0.0, -severity, -(issue["score"] or 0.0)

@@ -20,8 +20,11 @@ def why_killed(spool: Spool, spools: Sequence[Spool]) -> str:
     if shortage is not None:
         return f"ended without a trace, probably out of memory: {shortage} shortly before"
     causes = "SIGKILL (which the kernel sends too when memory runs out), another signal"
-    if spool.statuses.get("faulthandler") != "active":  # or it died before that was written
+    handler = spool.statuses.get("faulthandler")
+    if handler == "left to the program":
         causes += ", a crash (the program's own faulthandler or handler got it)"
+    elif handler != "active":  # nor is it where a process died before that was written
+        causes += ", a crash"
     return f"ended without a trace: {causes}, or power loss"
 
 

@@ -166,7 +166,7 @@ class ProcessSample:
     run_delay_ns: int | None = None  # training thread waiting for a core
     devices: list[DeviceMemory] | None = None
     kernel_ns: int | None = None  # the part of cpu_ns in the kernel
-    workers_rss_bytes: int | None = None  # of the loader workers that live; shared pages in each
+    workers_grown_bytes: int | None = None  # resident, since they began; of one loader iterator
 
 
 @dataclass(slots=True)  # frozen, it takes four times as long to make

@@ -21,7 +21,7 @@ from traceml_agent.capture.samplers.process import ProcessSampler
 from traceml_agent.capture.samplers.retained import RetainedWatch
 from traceml_agent.capture.samplers.stacks import StackSampler
 from traceml_agent.capture.samplers.stall import PAUSE_NS, StallWatch
-from traceml_agent.guard import FAULT_LIMIT, guarded, is_off
+from traceml_agent.guard import FAULT_LIMIT, guard, guarded, is_off
 from traceml_agent.schema.records import GpuSample, Record
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ class SamplerLoop:
 
     def _memory_of_workers(self) -> int | None:
         loaders = self._session.loaders
-        return None if loaders is None else loaders.resident_bytes()
+        with guard("loader workers"):
+            return None if loaders is None else loaders.workers_grown_bytes()
+        return None
 
     def _open_stacks(self) -> None:
         hz = self._session.config.stack_hz

@@ -60,7 +60,7 @@ class ProcessSampler:
             run_delay_ns=int(schedstat[1]) if len(schedstat) > 1 else None,
             devices=self._device_memory(),
             kernel_ns=None if numbers is None else numbers[_SYSTEM_TICKS - 1] * self._tick_ns,
-            workers_rss_bytes=self._workers_memory(),
+            workers_grown_bytes=self._workers_memory(),
         )
 
     def _portable(self, process: Any, monotonic_ns: int, step: int) -> ProcessSample:
@@ -77,7 +77,7 @@ class ProcessSampler:
                     threads=process.num_threads(),
                     devices=self._device_memory(),
                     kernel_ns=int(times.system * 1e9),
-                    workers_rss_bytes=self._workers_memory(),
+                    workers_grown_bytes=self._workers_memory(),
                 )
         except psutil.Error:
             return ProcessSample(monotonic_ns, step, None, None, None)

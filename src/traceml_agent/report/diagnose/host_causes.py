@@ -22,9 +22,6 @@ FAULTS_PER_STEP = 1.0
 """Source: the same table."""
 CHURN_WARN = 0.05
 """Of the step. Chosen: as a line within the model."""
-FAULT_MOST_MS = 0.0025
-"""A page that the kernel has to clear and map. Chosen: 1.8 us were measured on a virtual machine
-(docs/findings.md), a fourth of that without one; what goes beyond has another cause."""
 
 
 def host_issues(
@@ -189,18 +186,17 @@ def _allocation_churn(facts: Facts, steps: int, step_ms: float) -> Issue | None:
     pages = facts.new_pages
     if pages is None or step_ms <= 0:
         return None
-    most_ms = min(pages.kernel_ms_per_step, FAULT_MOST_MS * pages.faults_per_step)
-    share = min(1.0, most_ms / step_ms)
+    # Threads that compute together wait for the kernel together: it may be so much less.
+    least_ms = pages.most_ms / max(1, facts.torch_threads or 1)
+    share = min(1.0, least_ms / step_ms)
     severity = band(share, CHURN_WARN, CRIT, steps)
     if severity is None:
         return None
-    # Threads that compute together wait for the kernel together.
-    least_ms = most_ms / max(1, facts.torch_threads or 1)
     return Issue(
         "ALLOCATION_CHURN",
         severity,
-        f"Memory is given back and got anew in each step: {pages.faults_per_step:,.0f} new pages a "
-        f"step, which take the kernel {most_ms:.1f} ms, {share:.0%} of the step.",
+        f"Memory is given back and got anew in each step: {pages.faults:,.0f} new pages, which "
+        f"take the kernel {pages.most_ms:.1f} ms on all threads, at least {share:.0%} of the step.",
         "Have the allocator keep it: MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 in the "
         "environment (glibc), or preload jemalloc or tcmalloc; zero_grad(set_to_none=False) keeps "
         "the gradients.",
@@ -209,13 +205,13 @@ def _allocation_churn(facts: Facts, steps: int, step_ms: float) -> Issue | None:
         share_pct=share,
         ranks=(pages.rank,),
         confidence="medium",
-        cost=Cost(most_ms, share, None),
+        cost=Cost(least_ms, share, None),
         evidence={
-            "new_pages_per_step": pages.faults_per_step,
-            "kernel_ms_per_step": pages.kernel_ms_per_step,
+            "new_pages_per_step": pages.faults,
+            "kernel_ms_per_step": pages.kernel_ms,
             "torch_threads": facts.torch_threads,
             "gain_low_ms": least_ms,
-            "gain_high_ms": most_ms,
+            "gain_high_ms": min(pages.most_ms, step_ms),
             "threshold_warn": CHURN_WARN,
         },
     )

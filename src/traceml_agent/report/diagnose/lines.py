@@ -26,6 +26,10 @@ NAMED_SAMPLES = 8
 CODE_SHOWN = 60
 
 _PHASE_OF = {"INPUT_BOUND": "input_wait", "H2D_BOUND": "h2d"}
+_SMALL_INPUT_ACTION = (
+    "Make it cheaper, or do it once before the training; what a Dataset does, workers can do ahead "
+    "of the loop (num_workers)."
+)
 _COMPUTE = ("forward", "backward", "optimizer")
 _WORK = "works"
 _WITHIN = {RESIDUAL: "between the calls of the model", "input_wait": "while the step waits for it"}
@@ -163,27 +167,24 @@ def _slow_lines(found: Hotspots, steps: int, on_device: bool) -> list[Issue]:
     step_ms = found.host_ms.get("step", 0.0) - sum(found.host_ms.get(n, 0.0) for n in NOT_TRAINING)
     issues = []
     for spot in found.spots:
-        if spot.before or spot.samples < NAMED_SAMPLES or not _says_something(spot):
+        if spot.before or spot.samples < NAMED_SAMPLES:
+            continue
+        if spot.kind is None and spot.phase != "input_wait":
             continue
         share = (spot.ms_per_step or 0.0) / step_ms if step_ms > 0 else 0.0
         severity = None
+        if spot.phase not in (*_COMPUTE, RESIDUAL, "input_wait"):
+            continue
         if spot.phase in _COMPUTE:
             # Plain Python is what every model has a little of.
             warn = SHARE_WARN if spot.kind == PYTHON else LINE_WARN
             severity = band(share, warn, LINE_CRIT, steps)
-        is_of_device = spot.kind == SYNC and on_device  # what that costs the step is not known
-        if severity is None and share >= LINE_INFO and not is_of_device:
+        # On a device: what the host does meanwhile costs the step less, and often nothing.
+        if severity is None and share >= LINE_INFO and spot.kind != WAIT and not on_device:
             severity = "info"
         if severity is not None:
             issues.append(_slow_line(spot, share, severity, steps, on_device))
     return issues
-
-
-def _says_something(spot: Hotspot) -> bool:
-    """Whether a line does something that could be left out, or done elsewhere."""
-    if spot.phase == "input_wait":
-        return spot.kind != WAIT  # for the workers: what they do is not seen here
-    return spot.phase in (*_COMPUTE, RESIDUAL, "logging") and spot.kind is not None
 
 
 def _slow_line(spot: Hotspot, share: float, severity: str, steps: int, on_device: bool) -> Issue:
@@ -196,7 +197,7 @@ def _slow_line(spot: Hotspot, share: float, severity: str, steps: int, on_device
         kind="HOST_SYNC" if waits_for_device else "SLOW_LINE",
         severity=severity,
         summary=f"{in_words(spot)} {does} {where}: {share:.0%} of the step ({ms:.1f} ms).",
-        action=_INPUT_ACTION if spot.phase == "input_wait" or kind is None else ADVICE[kind],
+        action=_SMALL_INPUT_ACTION if spot.phase == "input_wait" else ADVICE[kind or PYTHON],
         metric=spot.phase,
         phase=spot.phase,
         score=share,
@@ -205,7 +206,8 @@ def _slow_line(spot: Hotspot, share: float, severity: str, steps: int, on_device
         evidence={
             **_evidence(spot),
             "share": share,
-            "threshold_warn": LINE_WARN,
+            "threshold_info": LINE_INFO,
+            "threshold_warn": SHARE_WARN if kind == PYTHON else LINE_WARN,
             "threshold_crit": LINE_CRIT,
             "steps_used": steps,
         },

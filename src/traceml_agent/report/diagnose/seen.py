@@ -98,12 +98,18 @@ def common_place(events: Sequence[Event]) -> Place | None:
     for event in events:
         at = event.detail.get("at")
         if isinstance(at, str):
-            times[at] = times.get(at, 0) + (event.duration_ns or 0)
-    whole = sum(event.duration_ns or 0 for event in events)
+            times[at] = times.get(at, 0) + _stands_for(event)
+    whole = sum(map(_stands_for, events))
     if not times:
         return None
     best = max(times, key=lambda at: times[at])
     return place_of(best, "") if times[best] >= DOMINANT * whole else None
+
+
+def _stands_for(event: Event) -> int:
+    """Its time, with that of the events that were too short to be noted."""
+    gathered = event.detail.get("sum_ns")
+    return gathered if isinstance(gathered, int) else event.duration_ns or 0
 
 
 def place_of(at: str, function: str) -> Place | None:

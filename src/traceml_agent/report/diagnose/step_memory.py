@@ -24,11 +24,11 @@ CREEP_CONFIRMED_RATIO = 0.25
 STEADY_SHARE = 0.5
 """Growth in the last third must be at least half of that in the second: a cache that fills slows
 down, a leak does not."""
-WORKERS = "workers_rss_bytes"
+WORKERS = "workers_grown_bytes"
 _WORKERS_ACTION = (
-    "The Dataset, or what it calls, keeps something of each item: look for lists and caches that "
-    "grow (self.cache, lru_cache without a size). Until then: persistent_workers=False gives it "
-    "back with each epoch."
+    "The Dataset, or what it calls, keeps something of each item in the worker: look for lists and "
+    "caches that grow (self.cache, lru_cache without a size). Workers made anew each epoch "
+    "(persistent_workers=False) give it back."
 )
 Points = list[tuple[int, int]]
 
@@ -46,7 +46,7 @@ class MemoryFigures:
     host_limit: int | None = None  # of the cgroup or the machine
     step_s: float | None = None  # mean, for the time to the limit
     kept: tuple[Retained, ...] = ()  # with TRACEML_RETAINED
-    workers: Points = field(default_factory=list)  # resident, of the loader workers together
+    workers: Points = field(default_factory=list)  # growth of loader workers together
     datasets: tuple[str, ...] = ()  # classes of what they load
 
 
@@ -109,7 +109,7 @@ def _workers_creep(rank: MemoryFigures) -> Issue | None:
     whose = f" of {', '.join(rank.datasets)}" if rank.datasets else ""
     alone = replace(rank, kept=())
     issue = _creep(alone, rank.workers, WORKERS, f"resident memory of the loader workers{whose}")
-    return issue if issue is None else replace(issue, action=_WORKERS_ACTION)
+    return None if issue is None else replace(issue, action=_WORKERS_ACTION)
 
 
 def _creep(rank: MemoryFigures, points: Points, metric: str, what: str) -> Issue | None:
@@ -169,8 +169,8 @@ def _left(
     rank: MemoryFigures, metric: str, now: int, slope: float
 ) -> tuple[int, float | None] | None:
     """Steps, and seconds, until memory is full if it goes on like this; None: no limit is known."""
-    limit = rank.host_limit if metric in ("peak_rss_bytes", WORKERS) else rank.total
-    if limit is None or limit <= now:
+    limit = rank.host_limit if metric == "peak_rss_bytes" else rank.total
+    if limit is None or limit <= now or metric == WORKERS:  # of these only the growth is known
         return None
     steps = int((limit - now) / slope)
     return steps, None if rank.step_s is None else steps * rank.step_s

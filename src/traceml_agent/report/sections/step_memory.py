@@ -79,12 +79,14 @@ def _figures(rank: RankView, host_limit: int | None) -> MemoryFigures:
         peak_reserved=max((d.max_reserved_bytes for d in devices), default=None),
         kept=tuple(rank.spool.retained),
         workers=[
-            (s.step, s.workers_rss_bytes)
+            (s.step, s.workers_grown_bytes)
             for s in samples
-            if s.workers_rss_bytes is not None and s.step > 0
+            if s.workers_grown_bytes is not None and s.step > 0
         ],
         datasets=tuple(
-            sorted({loader.dataset for loader in rank.spool.loaders.values() if loader.workers})
+            sorted(
+                {x.dataset for x in rank.spool.loaders.values() if x.workers and x.role != "eval"}
+            )
         ),
         total=max((d.total_bytes or 0 for d in devices), default=0) or None,
         host_limit=host_limit,
