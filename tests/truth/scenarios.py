@@ -34,11 +34,11 @@ def scenarios() -> list[Scenario]:
 def _small() -> Iterator[Scenario]:
     """A twentieth of the step, about which nothing has to be done: its line is named all the same.
     Of a larger model: plain Python of less than 5 ms is a matter of its own (docs/accuracy.md)."""
-    larger = {"hidden": "2800", "batch": "256", "steps": "100"}  # not so large that pages are new
+    larger = {"hidden": "2800", "batch": "128", "steps": "80"}  # not so large that pages are new
     python = work(0.006)
     for name, script in (
         ("metrics", program(after=timed(python), **larger)),
-        ("decode-main", program(item=timed(work(0.006 / 256)), **larger)),
+        ("decode-main", program(item=timed(work(0.006 / 128)), **larger)),
         ("collate-main", program(collate=timed(python), **larger)),
         ("forward", program(forward=timed(python), **larger)),
         ("tolist", program(
