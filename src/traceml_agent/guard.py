@@ -6,8 +6,13 @@ hook, a tick of the sampler, a flush, the fold at exit), never the user's own ca
 
 import contextlib
 import os
+import signal
 import time
+from _thread import get_ident
 from collections.abc import Callable, Iterator
+from functools import partial
+from threading import main_thread
+from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -42,10 +47,38 @@ class Gate:
 
 
 def fault(where: str, error: Exception) -> None:
-    """Counts an error that was caught at `where`; in the agent's own tests it is raised again."""
-    if os.environ.get("TRACEML_TEST_RAISE") == "1":
+    """Counts an error that was caught at `where`; in the agent's own tests it is raised again.
+
+    So is one that a signal handler of the program raised while the agent was at work: it is meant
+    for the program, as that of an alarm, or of a loader whose worker died.
+    """
+    if os.environ.get("TRACEML_TEST_RAISE") == "1" or is_of_a_handler(error):
         raise error
     record_fault(where, error)
+
+
+def is_of_a_handler(error: BaseException) -> bool:
+    """Whether a handler of a signal is among the calls that the error came through."""
+    if get_ident() != main_thread().ident:
+        return False  # Python runs handlers in the main thread alone
+    handlers = {code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    trace = error.__traceback__
+    while trace is not None and handlers:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def code_of(handler: Any) -> CodeType | None:
+    """What runs of a handler in Python, be it a function, a method, a partial or an object; None of
+    one in C, and where there is none."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    if callable(handler) and not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 @contextlib.contextmanager
@@ -102,7 +135,9 @@ def or_none(look: Callable[..., Value]) -> "Callable[..., Value | None]":
     def looked(*args: Any) -> "Value | None":
         try:
             return look(*args)
-        except Exception:  # noqa: BLE001  # whatever the user's object raises
+        except Exception as error:  # whatever the user's object raises
+            if is_of_a_handler(error):
+                raise
             return None
 
     return looked

@@ -19,6 +19,7 @@ from traceml_agent.capture.nothing import say_why_nothing
 from traceml_agent.capture.say import say, takes_unicode
 from traceml_agent.capture.scopes import HERE
 from traceml_agent.capture.session import SESSION, Session
+from traceml_agent.capture.signals import handlers_wait
 from traceml_agent.guard import guard, or_none
 
 if TYPE_CHECKING:
@@ -80,14 +81,13 @@ def _on_waiting(since_ns: int) -> None:
 
 
 def _at_exit() -> None:
-    with guard("exit"):
+    with handlers_wait(), guard("exit"):
         if SESSION.pid != os.getpid() or SESSION.is_over:
             return
         if SESSION.recorder is None:
             say_why_nothing()
         else:
-            ended = _how_it_ended()
-            finish(ended)
+            finish(ended := _how_it_ended())
             if ended[0] == "interrupted":
                 _remember_interrupt()
 

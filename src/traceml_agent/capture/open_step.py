@@ -11,7 +11,7 @@ from typing import Any
 
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.updates import UpdateProbe
-from traceml_agent.guard import INTERNAL, fault, is_off
+from traceml_agent.guard import INTERNAL, fault, is_of_a_handler, is_off
 from traceml_agent.schema.phases import (
     BACKWARD,
     EVAL,
@@ -158,7 +158,8 @@ class OpenStep:
         Device timing ends with it: an error of CUDA comes out of whatever call is next.
         """
         self._forget_step()
-        self.device = None
+        if not is_of_a_handler(error):
+            self.device = None
         fault(patch, error)
         if is_off(patch) and self.on_shut is not None:
             self.on_shut(patch)
