@@ -116,6 +116,12 @@ def guarded(where: str, action: Callable[[], None]) -> None:
             action()
 
 
+def to_nobody(action: Callable[[], object]) -> None:
+    """Calls what is the program's own when that is over: nobody is left to catch what it raises."""
+    with contextlib.suppress(Exception):
+        action()
+
+
 def faults() -> "list[Fault]":
     """One fault a place, in order of their first occurrence."""
     return list(_faults.values())

@@ -1,9 +1,11 @@
 """`make truth`: every scenario, faulty between two clean twins; prints docs/accuracy.md's tables.
 
-    python tests/truth/bench.py [--only WORD] [--healthy N] [--rows FILE] [--write docs/accuracy.md]
+    python tests/truth/bench.py [--only WORD] [--healthy N] [--rows FILE [--kept]]
+        [--write docs/accuracy.md]
 
 Exit code 1: a goal of the page was missed. A quiet machine: other work changes the twins. `--rows`:
-each scenario is kept in that file as soon as it has run, and one that is there is not run again.
+each scenario is kept in that file as soon as it has run, and one that is there is not run again;
+with `--kept` no other one is run.
 """
 
 import argparse
@@ -84,6 +86,8 @@ def main() -> int:
     try:
         os.environ["TRUTH_SCALE"] = SCALE
         kept = _Kept(arguments.rows)
+        if arguments.kept:
+            faulty = [scenario for scenario in faulty if kept.get(scenario.name) is not None]
         rows = [_row(scenario, directory, kept) for scenario in faulty]
         os.environ["TRUTH_SCALE"] = "1"
         alarms = _healthy(healthy, arguments.healthy, directory, kept)
@@ -101,6 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="scenarios whose name holds this")
     parser.add_argument("--healthy", type=int, default=200, help="healthy runs")
     parser.add_argument("--rows", type=Path, help="what has run is kept here, a line each")
+    parser.add_argument("--kept", action="store_true", help="only what is there already")
     parser.add_argument("--write", type=Path, help="a page with the marks of the tables in it")
     return parser.parse_args()
 

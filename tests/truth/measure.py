@@ -9,6 +9,7 @@ from typing import Any
 from tests import fake_nvml
 from tests.e2e.harness import Result, run, write
 from tests.truth.scenario import SCRIPT, Scenario, fault_place
+from traceml_agent.report.fold import fold
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 ATTENTION = ("warn", "crit")
@@ -39,7 +40,7 @@ class Outcome:
 def observe(scenario: Scenario, directory: Path, mode: str) -> Outcome:
     """Runs `train.py MODE`, "fault" or "clean", and reads its summary."""
     result, truth = _run(scenario, directory, mode)
-    return outcome_of(scenario, result.summary, truth)
+    return outcome_of(scenario, _summary(result), truth)
 
 
 def observe_both(
@@ -53,10 +54,17 @@ def observe_both(
     """
     result, truth = _run(scenario, directory, "both")
     clean, error = truth["clean_ms"], truth["error_ms"]
-    rated, scale = outcome_of(scenario, result.summary, truth), 1.0
+    rated, scale = outcome_of(scenario, _summary(result), truth), 1.0
     if rated.low_ms is None:
         rated, scale = fault, fault.step_ms / truth["fault_ms"]
     return rated, [scale * (clean - error), scale * (clean + error)]
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    """As it was written; or folded now, where the process had to leave before (a thread that holds
+    the interpreter lock)."""
+    is_written = (result.run_dir / "final_summary.json").exists()
+    return result.summary if is_written else fold(result.run_dir).payload
 
 
 def _run(scenario: Scenario, directory: Path, mode: str) -> tuple[Result, dict[str, float]]:
@@ -112,6 +120,8 @@ def is_right_cause(scenario: Scenario, outcome: Outcome) -> bool:
     """Whether the verdict or the costliest finding names the cause; nothing, where nothing is."""
     if not scenario.kinds:
         return not false_alarms(outcome)
+    if scenario.is_small:
+        return outcome.found is not None
     told = {outcome.primary, outcome.cause} & set(scenario.kinds)
     return bool(told) or outcome.kinds[:1] == (outcome.found,) != (None,)
 

@@ -8,8 +8,9 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 
-from traceml_agent.guard import code_of
+from traceml_agent.guard import code_of, to_nobody
 
 
 @contextlib.contextmanager
@@ -32,4 +33,4 @@ def handlers_wait() -> Iterator[None]:
         for known, handler in handlers.items():
             signal.signal(known, handler)
         for number in came:
-            handlers[signal.Signals(number)](number, sys._getframe())
+            to_nobody(partial(handlers[signal.Signals(number)], number, sys._getframe()))
