@@ -1,14 +1,17 @@
 """traceml-agent: why is this PyTorch training slow, with no edit of its source.
 
 Importing the package imports neither torch nor anything else of the agent; the names below are
-looked up when they are first used.
+looked up when they are first used. It is imported in every process that the variables reach.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from traceml_agent.version import __version__
 
+TYPE_CHECKING = False  # not from typing, whose import takes 10 ms
 if TYPE_CHECKING:
+    from typing import Any
+
     from traceml_agent.api import (
         batches,
         epochs,

@@ -43,6 +43,15 @@ def test_switched_on_it_waits_with_standard_library_modules_only(any_venv: Venv)
     assert done.stderr == ""
 
 
+def test_waiting_for_torch_imports_nothing_that_takes_long(venv: Venv) -> None:
+    without, waiting = (
+        set(venv.run("-c", LIST_MODULES, **variables).stdout.split())
+        for variables in ({}, {"TRACEML_ENABLE": "1"})
+    )
+    own = set(modules_of_agent("\n".join(waiting)))
+    assert waiting - without - own <= {"__future__"}
+
+
 @pytest.mark.parametrize("value", [None, "", "0"])
 def test_switched_off_not_even_the_boot_module_is_imported(
     any_venv: Venv, value: str | None

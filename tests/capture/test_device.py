@@ -1,8 +1,12 @@
 """DeviceTimer at the edge of torch.cuda: never waits, never guesses. No GPU is needed."""
 
+import signal
+from _thread import get_ident
+
 import pytest
 
 from traceml_agent.capture.device import PENDING_LIMIT, DeviceTimer
+from traceml_agent.capture.steps import StepTracker
 from traceml_agent.schema.phases import BACKWARD, FORWARD
 
 
@@ -126,3 +130,26 @@ def test_events_of_two_devices_give_no_time(torch):
     finally:
         Event.elapsed_time = original
     assert timer.resolved[1].duration_ns is None
+
+
+class Interrupted(DeviceTimer):
+    """A timer in the midst of which a signal comes."""
+
+    def switch(self, left, entered):
+        signal.raise_signal(signal.SIGUSR1)
+        return super().switch(left, entered)
+
+
+def test_the_error_of_a_signal_handler_passes_and_leaves_the_timer_in(torch):
+    def late(number, frame):
+        raise TimeoutError("late")
+
+    tracker = StepTracker(get_ident(), lambda: None, lambda *step: None)
+    tracker.device = Interrupted(torch)
+    before = signal.signal(signal.SIGUSR1, late)
+    try:
+        with pytest.raises(TimeoutError):
+            tracker.enter(FORWARD)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert tracker.device is not None

@@ -220,6 +220,18 @@ def test_a_line_of_four_percent_is_named_beside_a_verdict_that_stays(tmp_path):
     assert "Also          SLOW LINE: t.py:5 `float(loss)` waits for" in payload["text"]
 
 
+def test_on_a_device_a_small_line_of_the_host_is_not_told(tmp_path):
+    lines = [CodeLine("/t.py", 5, "main", "print(loss)", "print(loss)")]
+    on_device = {name: [round(ms * MS)] * 60 for name, ms in SMALL.items()}
+    device = DeviceSteps(1, 60, [10 * MS] * 60, on_device)
+    more = [device, sampled(row("residual", [0], 95), lines=lines)]
+    made.run_of(tmp_path / "run", made.steps(60, phases=SMALL), more=more)
+    assert fold(tmp_path / "run").payload["findings"] == []
+    assert summary_of(tmp_path / "cpu", row("residual", [0], 95), lines=lines, phases=SMALL)[
+        "findings"
+    ]
+
+
 def test_a_small_line_is_not_told_where_its_phase_is_nor_one_that_waits_for_workers(tmp_path):
     lines = [
         CodeLine("/t.py", 5, "main", "float(loss)", "total += float(loss)"),

@@ -167,14 +167,10 @@ def _slow_lines(found: Hotspots, steps: int, on_device: bool) -> list[Issue]:
     step_ms = found.host_ms.get("step", 0.0) - sum(found.host_ms.get(n, 0.0) for n in NOT_TRAINING)
     issues = []
     for spot in found.spots:
-        if spot.before or spot.samples < NAMED_SAMPLES:
-            continue
-        if spot.kind is None and spot.phase != "input_wait":
+        if spot.before or spot.samples < NAMED_SAMPLES or not _is_work(spot):
             continue
         share = (spot.ms_per_step or 0.0) / step_ms if step_ms > 0 else 0.0
         severity = None
-        if spot.phase not in (*_COMPUTE, RESIDUAL, "input_wait"):
-            continue
         if spot.phase in _COMPUTE:
             # Plain Python is what every model has a little of.
             warn = SHARE_WARN if spot.kind == PYTHON else LINE_WARN
@@ -185,6 +181,12 @@ def _slow_lines(found: Hotspots, steps: int, on_device: bool) -> list[Issue]:
         if severity is not None:
             issues.append(_slow_line(spot, share, severity, steps, on_device))
     return issues
+
+
+def _is_work(spot: Hotspot) -> bool:
+    """Whether a line of a step does something else than compute; all that makes input does."""
+    in_loop = spot.phase in (*_COMPUTE, RESIDUAL) and spot.kind is not None
+    return in_loop or spot.phase == "input_wait"
 
 
 def _slow_line(spot: Hotspot, share: float, severity: str, steps: int, on_device: bool) -> Issue:
