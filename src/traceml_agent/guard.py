@@ -116,10 +116,16 @@ def guarded(where: str, action: Callable[[], None]) -> None:
             action()
 
 
-def to_nobody(action: Callable[[], object]) -> None:
-    """Calls what is the program's own when that is over: nobody is left to catch what it raises."""
-    with contextlib.suppress(Exception):
+def to_nobody(action: Callable[[], object]) -> bool:
+    """Calls what is the program's own when that is over, where nobody is left to catch what it
+    raises but KeyboardInterrupt. True where it ended without."""
+    try:
         action()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001  # SystemExit of a handler of SIGTERM too
+        return False
+    return True
 
 
 def faults() -> "list[Fault]":

@@ -73,10 +73,13 @@ def summary_of(job: Job) -> dict:
 
 
 def stand_in(job: Job, *functions: str) -> Callable[[], bool]:
-    """Whether the last word of the ranks (in the order of their names) is that they stand there."""
+    """Whether the last word of the ranks (in the order of their names) is that they stand there,
+    and have for so long that they are not at work."""
 
     def look() -> bool:
         last = {record["spool"]: record for record in job.records("stall")}
+        if any(record["quiet_ns"] < record["limit_ns"] for record in last.values()):
+            return False  # on a busy machine what goes before takes long too
         stacks = [record["threads"][0]["stack"] for _, record in sorted(last.items())]
         return len(stacks) == len(functions) and all(
             function in stack for function, stack in zip(functions, stacks, strict=True)
