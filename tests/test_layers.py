@@ -16,13 +16,14 @@ LINE_LIMIT = 350
 FORBIDDEN_STEMS = {"utils", "util", "helpers", "helper", "common", "base", "misc"}
 
 FOUNDATION = {
-    "schema", "config", "identity", "errors", "guard", "redact", "version", "run_key",
+    "schema", "config", "identity", "errors", "guard", "redact", "version", "run_key", "terminal",
 }  # fmt: skip
 
 LAYERS: dict[str, set[str]] = {
     "version": set(),
     "errors": set(),
     "redact": set(),
+    "terminal": set(),
     "schema": set(),
     "identity": {"schema"},
     "run_key": {"identity"},
@@ -35,7 +36,18 @@ LAYERS: dict[str, set[str]] = {
     "report": {"schema", "spool", "errors", "version"},
     "sinks": {"schema", "spool", "errors", "version", "report"},
     # guard: the fold after `traceml-agent run` must not change the exit code of the command.
-    "cli": {"report", "spool", "sinks", "config", "errors", "schema", "guard", "redact", "version"},
+    "cli": {
+        "report",
+        "spool",
+        "sinks",
+        "config",
+        "errors",
+        "schema",
+        "guard",
+        "redact",
+        "version",
+        "terminal",
+    },
     "integrations": {
         "capture",
         "schema",

@@ -8,9 +8,9 @@ keep them.
 import _thread
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from traceml_agent.capture.scopes import Span, Tree
@@ -60,7 +60,9 @@ def summary(print_text: bool = False) -> dict[str, Scalar] | None:
     if payload is None:
         return None
     if print_text:
-        print(payload["text"])
+        from traceml_agent.terminal import printable
+
+        print(printable(payload["text"]))
     from traceml_agent.report.scalars import scalars_of
 
     return {PREFIX + name: value for name, value in scalars_of(payload).items()}
@@ -82,13 +84,15 @@ def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing"
 
     Scopes nest, in each thread and asyncio task on its own, to a depth of 64; deeper ones are left
     out and counted. A scope is closed when its block is left, also by an exception, and with it
-    whatever was left open inside. The newest 100,000 closed ones are kept
-    (TRACEML_TRACE_MAX_SPANS). `attrs` are kept as they are; of a
-    tensor its type.
+    whatever was left open inside. What a task opens or marks after that belongs to the next scope
+    around it. The newest 100,000 closed ones are kept (TRACEML_TRACE_MAX_SPANS). Of `attrs`
+    numbers, texts, and lists, tuples and dicts of such are kept; of anything else the name of its
+    type, so that no batch lives on.
 
     In a process that trains, closed ones go to its spool within half a second, and those of one
     name are summed up in the summary; in any other process they stay in memory. TRACEML_OUTPUT
-    streams a line for each to the logger `traceml` or to stdout, or keeps all of it in memory.
+    streams a line for each to the logger `traceml` (at level INFO, which a program shows that calls
+    `logging.basicConfig(level="INFO")`) or to stdout, or keeps all of it in memory.
     """
     tree = _HERE.tree or _tree()
     return NOTHING if tree is None else tree.make(tree, name, index, attrs)
@@ -117,12 +121,17 @@ def mark(name: str, value: Any, *, kind: str = "point", **attrs: Any) -> None:
 
 
 def epochs(iterable: Iterable[Item]) -> Iterable[Item]:
-    """The items, each inside a scope `epoch[i]`: `for epoch in epochs(range(10)): ...`."""
+    """The items, each inside a scope `epoch[i]`: `for epoch in epochs(range(10)): ...`.
+
+    It stands for the iterable in all but its exact type."""
     return _loop("epoch", iterable)
 
 
 def batches(iterable: Iterable[Item]) -> Iterable[Item]:
-    """The items, each inside a scope `batch[i]`: what is done with a batch, not the wait for it."""
+    """The items, each inside a scope `batch[i]`: what is done with a batch, not the wait for it.
+
+    It stands for the loader in all but its exact type: `len`, attributes and `isinstance` are its
+    own."""
     return _loop("batch", iterable)
 
 
@@ -214,6 +223,14 @@ def _tree() -> "Tree | None":
     return _HERE.tree
 
 
+def settings_changed() -> None:
+    """The program called `init` after its first scope."""
+    if _HERE.tree is not None:
+        from traceml_agent.tracing import set_up
+
+        set_up(_HERE.tree)
+
+
 def left_out() -> dict[str, int]:
     """How many spans and marks were not kept, by reason."""
     return {} if _HERE.tree is None else dict(_HERE.tree.dropped)
@@ -223,11 +240,10 @@ def _loop(name: str, items: Iterable[Item]) -> Iterable[Item]:
     tree = _tree()
     if tree is None:
         return items
-    if hasattr(type(items), "__next__"):  # an iterator stays one
-        return tree.loop(name, cast("Iterator[Item]", items))
-    from traceml_agent.capture.scopes import Loop
+    from traceml_agent.capture.scope_loops import scoped
 
-    return Loop(tree, name, items)
+    found: Iterable[Item] = scoped(tree, name, items)
+    return found
 
 
 class Shown:
@@ -245,7 +261,9 @@ def _show(text: str) -> Shown | None:
     shell = None if module is None else module.get_ipython()
     if type(shell).__name__ == "ZMQInteractiveShell":
         return Shown(text)
-    print(text)
+    from traceml_agent.terminal import printable
+
+    print(printable(text))
     return None
 
 

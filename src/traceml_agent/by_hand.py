@@ -4,13 +4,14 @@ Importing this imports neither torch nor the rest of the agent. Where the agent 
 gives back what it was given.
 """
 
+import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from traceml_agent.capture.mode import NESTING_LIMIT, asked
+from traceml_agent.capture.decorated import decorated
+from traceml_agent.capture.mode import NESTING_LIMIT, Request, asked
 
 if TYPE_CHECKING:
     from traceml_agent.capture.bracket import Bracket
@@ -36,7 +37,7 @@ def trace_step(model: Any = None) -> "Bracket | Unbracketed":
     no optimizer of torch makes them.
     """
     if _STARTUP not in sys.modules:
-        return UNBRACKETED
+        return UNBRACKETED if model is None else Unbracketed(model)
     from traceml_agent.capture.bracket import Bracket
 
     return Bracket(model)
@@ -140,7 +141,10 @@ def wrap_h2d(batch: Value) -> Value:
 class Unbracketed:
     """A step where the agent is off: it measures nothing, and may be entered again and again."""
 
-    __slots__ = ()
+    __slots__ = ("_model",)
+
+    def __init__(self, model: Any = None) -> None:
+        self._model = model
 
     def __enter__(self) -> "Unbracketed":
         return self
@@ -155,13 +159,7 @@ class Unbracketed:
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """As a decorator: it may be applied before `init` is called."""
-
-        @wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with trace_step():
-                return function(*args, **kwargs)
-
-        return call
+        return decorated("trace_step", function, lambda: trace_step(self._model))
 
 
 UNBRACKETED = Unbracketed()
@@ -170,7 +168,7 @@ UNBRACKETED = Unbracketed()
 def _check(call: str, patch: str, instead: str) -> None:
     """Raises RuntimeError where the agent times this by itself, or would if it were on."""
     request = asked()
-    if patch not in request.automatic:
+    if patch not in request.automatic or patch in _skipped(request):
         return
     from traceml_agent.lifecycle import objection
 
@@ -179,6 +177,17 @@ def _check(call: str, patch: str, instead: str) -> None:
             f"{call}: mode={request.mode!r} times this already; leave the call out, or call "
             f"init(mode='manual') or init(mode='selective', {instead}) before"
         )
+
+
+def _skipped(request: Request) -> Collection[str]:
+    """What the settings leave out."""
+    module = sys.modules.get(_SESSION)
+    if module is not None:
+        skip: Collection[str] = module.SESSION.config.skip
+        return skip
+    from traceml_agent.config import resolve
+
+    return resolve(os.environ, arguments=request.settings).config.skip
 
 
 def _is_on() -> bool:

@@ -77,6 +77,8 @@ def init(
     ask(request)
     if objection() is None:
         _arm(request)
+        if "traceml_agent.api" in sys.modules:
+            sys.modules["traceml_agent.api"].settings_changed()
 
 
 def shutdown() -> None:
@@ -134,8 +136,9 @@ def health() -> dict[str, Any]:
         "faults": {fault.where: fault.count for fault in faults()},
         "scopes": scopes,
         "dropped": {
-            "spans": sum(count for why, count in scopes.items() if "mark" not in why),
-            "marks": sum(count for why, count in scopes.items() if "mark" in why),
+            # Those that were closed too fast for the spool gave way in memory too.
+            "spans": sum(scopes.get(why, 0) for why in ("scopes_too_deep", "spans_evicted")),
+            "marks": sum(scopes.get(why, 0) for why in ("marks_evicted", "marks_not_written")),
             "records": sum(lost.values()),
         },
     }

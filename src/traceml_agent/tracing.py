@@ -15,6 +15,7 @@ from traceml_agent.capture.scopes import HERE, OTHER_THREAD, Span, Tree
 from traceml_agent.config import resolve
 from traceml_agent.errors import TracemlError
 from traceml_agent.guard import guard
+from traceml_agent.terminal import printable
 
 if TYPE_CHECKING:
     from traceml_agent.capture.session import Session
@@ -31,15 +32,21 @@ def new_tree() -> Tree | None:
         say_once(resolved.refusal)
         return None
     tree = Tree(resolved.config.trace_max_spans)
-    streams: list[Callable[[str], None]] = []
-    if "log" in resolved.config.output:
-        streams.append(logging.getLogger(LOGGER).info)
-    if "stdout" in resolved.config.output:
-        streams.append(_print)
-    if streams:
-        tree.on_close = _Streams(streams)
+    set_up(tree)
     HERE.begin(tree)
     return tree
+
+
+def set_up(tree: Tree) -> None:
+    """As the settings want it by now."""
+    config = resolve(os.environ, arguments=asked().settings).config
+    tree.bound(config.trace_max_spans)
+    streams: list[Callable[[str], None]] = []
+    if "log" in config.output:
+        streams.append(logging.getLogger(LOGGER).info)
+    if "stdout" in config.output:
+        streams.append(_print)
+    tree.on_close = _Streams(streams) if streams else None
 
 
 class _Streams:
@@ -70,7 +77,7 @@ def _line(span: Span) -> str:
 def _print(line: str) -> None:
     # A reader that left, or a closed stream: the program finds out by itself.
     with suppress(OSError, ValueError, AttributeError):
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{printable(line)}\n")
 
 
 def show(

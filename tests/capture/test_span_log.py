@@ -84,7 +84,7 @@ def test_nothing_of_the_program_is_called_and_secrets_stay_out(tree):
         pass
     (spans, _) = taken(tree)
     found = spans.attrs["0"]
-    assert (found["thing"], found["nested"]) == ("<Explosive>", "[1, ('a', <Explosive>)]")
+    assert (found["thing"], found["nested"]) == ("<Explosive>", "[1, ('a', '<Explosive>')]")
     assert (found["lr"], found["big"], found["inf"]) == (1e-3, str(10**40), "inf")
     assert found["token"] == "[redacted]"
     assert "secret" not in found["url"] and len(found["text"]) == 256
@@ -145,12 +145,34 @@ def test_passes_are_told_apart_by_their_iterator():
         log.asked(known, epoch, asked, asked + 1)
         if asked == 20:
             log.ended(known, 0, 30)
-    (first,) = log.records(is_last=False)
+    (first,) = log.records(everything=False)
     assert (first.loader, first.number, first.batches) == ([4, 4], [0, 1], [2, 1])
     assert (first.start_ns, first.end_ns, first.last_ns) == ([7, 50], [30, None], [21, 51])
     log.asked(known, 1, 60, 61)
-    assert log.records(is_last=False) == []  # nothing new but one more batch
+    assert log.records(everything=False) == []  # nothing new but one more batch
     log.asked({0: Pass(9, 0)}, 5, 70, 71)  # another iterator
     log.ended(known, 1, 80)
-    (second,) = log.records(is_last=False)
-    assert (second.number, second.end_ns, second.batches) == ([2, 1], [None, 80], [1, 2])
+    (second,) = log.records(everything=False)
+    assert (second.number, second.end_ns, second.batches) == ([1, 2], [80, None], [2, 1])
+
+
+def test_a_pass_that_goes_on_is_written_when_it_is_much_longer_or_somebody_asks():
+    log, known = PassLog(4), {}
+
+    def came(at_s):
+        log.asked(known, 0, int(at_s * 1e9), int(at_s * 1e9))
+        return [record.last_ns for record in log.records(everything=False)]
+
+    assert came(0) == [[0]]
+    assert came(5) == []
+    assert came(5.1) == [[5_100_000_000]]
+    assert came(10) == came(10.1) == []
+    assert came(10.2) == [[10_200_000_000]]
+    assert came(1_000) == [[10**12]]
+    assert came(1_100) == []
+    (now,) = log.records(everything=True)
+    assert (now.last_ns, now.batches, now.end_ns) == ([1_100 * 10**9], [8], [None])
+    assert log.records(everything=True) == []
+    assert not log.began
+    log.asked({}, 1, 1, 1)
+    assert log.began

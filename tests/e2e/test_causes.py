@@ -91,6 +91,25 @@ def test_forced_collections_are_found_with_their_time_and_their_line(tmp_path):
     assert again["explains"] == "GC_PAUSES"  # one cause, told once
 
 
+MOSTLY = """
+gc.disable()
+kept = [[number] for number in range(150_000)]
+for batch in batches(60):
+    update(batch)
+    gc.collect()
+"""
+
+
+def test_what_explains_the_residual_says_what_is_saved_in_place_of_its_sampled_line(tmp_path):
+    _, result = train(tmp_path, MOSTLY)
+    found = {finding["kind"]: finding for finding in result.summary["findings"]}
+    residual, collections = found["RESIDUAL_HEAVY"], found["GC_PAUSES"]
+    assert collections["explains"] == "RESIDUAL_HEAVY"
+    assert residual["saving"] == collections["saving"]
+    assert residual["saving"]["without"] == "collections"
+    assert residual["place"]["line"] == line_of(MOSTLY, "gc.collect()")
+
+
 OFTEN = """
 sys.setswitchinterval(1e-6)
 gc.set_threshold(7, 2, 2)

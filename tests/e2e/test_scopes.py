@@ -243,7 +243,7 @@ def test_the_newest_spans_and_marks_are_kept(tmp_path):
     assert found["kept"] == list(range(20, 30))
     assert (found["marks"], found["first"]) == (1024 + 3, 2000 - 1024)
     assert (found["last"], found["none"]) == ([27, 28, 29], 0)
-    assert found["lost"] == {"spans_evicted": 20}
+    assert found["lost"] == {"spans_evicted": 20, "marks_evicted": 30 * (2000 - 1024)}
 
 
 FORKED = """

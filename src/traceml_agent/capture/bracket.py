@@ -1,10 +1,11 @@
 """Bracket: the context manager around one step, whose bounds the program gives."""
 
 from _thread import get_ident
-from contextlib import ContextDecorator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from traceml_agent.capture.decorated import decorated
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.disguise import compiling_test
 from traceml_agent.capture.patches.running import running_updates
@@ -13,7 +14,7 @@ from traceml_agent.guard import guard
 from traceml_agent.schema.phases import EVAL, FORWARD, OPTIMIZER
 
 
-class Bracket(ContextDecorator):
+class Bracket:
     """One step. Inside another one, within an update or a backward pass, or in a thread beside the
     one that trains it does nothing."""
 
@@ -58,9 +59,9 @@ class Bracket(ContextDecorator):
         else:
             tracker.bracket = None  # a generator that is closed elsewhere: its step is not known
 
-    def _recreate_cm(self) -> "Bracket":
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """As a decorator: a bracket for each call, which may be in several threads at once."""
-        return Bracket(self._model)
+        return decorated("trace_step", function, lambda: Bracket(self._model))
 
 
 _AROUND = (NONE, FORWARD, EVAL, OPTIMIZER)

@@ -68,7 +68,7 @@ class LoaderLog:
         self.sums: dict[int, dict[int, int | None]] = {}
         self.stacks = StackSums(number)
         self._singles = Singles(number)
-        self._passes = PassLog(number)
+        self.passes = PassLog(number)
         self._ahead = min(AHEAD_MOST, (facts.prefetch or 2) * facts.workers)
         self._asked_before = False
         self._written = (0, 0)
@@ -89,7 +89,7 @@ class LoaderLog:
             self._take_board(iteration, seen)
         for ask in asks:
             self._end_passes(iteration, seen, ask[0] - 1)
-            self._passes.asked(seen.passes, ask[0], *ask[2:])
+            self.passes.asked(seen.passes, ask[0], *ask[2:])
             if iteration.has_workers:
                 self._take_ask(ask, seen)
             else:
@@ -100,12 +100,12 @@ class LoaderLog:
     def _end_passes(self, iteration: "Iteration", seen: _Seen, last: int) -> None:
         """Takes the ends of the passes up to this one."""
         while iteration.ends and iteration.ends[0][0] <= last:
-            self._passes.ended(seen.passes, *iteration.ends.popleft())
+            self.passes.ended(seen.passes, *iteration.ends.popleft())
 
     def _take_facts(self, iteration: "Iteration", seen: _Seen) -> None:
         for start_ns in [iteration.starts_ns.popleft() for _ in range(len(iteration.starts_ns))]:
             self.start_ns += start_ns
-            self._passes.started(start_ns)
+            self.passes.started(start_ns)
             if self.epochs:
                 self.restart_ns += start_ns
             self.epochs += 1
@@ -228,10 +228,10 @@ class LoaderLog:
 
     # What is written
 
-    def records(self, now: int, *, is_last: bool) -> "list[Record]":
+    def records(self, now: int, *, is_last: bool, all_passes: bool) -> "list[Record]":
         """What is worth writing by now."""
         records: list[Record] = [*self._singles.records(now, is_last=is_last)]
-        records += self._passes.records(is_last=is_last)
+        records += self.passes.records(everything=all_passes)
         state = (self.batches, self.epochs)
         grown = self.batches >= 1.25 * self._written[0] + 1
         due = grown or now - self._written_ns > AGAIN_NS or is_last

@@ -7,12 +7,16 @@ if TYPE_CHECKING:
 
 PASSES_KEPT = 4_096
 """Between two drains: a program may make an iterator a step."""
+AGAIN_PART = 0.1
+AGAIN_NS = 5_000_000_000
+"""A pass without an end is written again when it is longer by a tenth, and by so much. It may be
+left, and then lasted until its last batch. One of a month is written some hundred times."""
 
 
 class Pass:
     """One time through a loader."""
 
-    __slots__ = ("batches", "end_ns", "is_told", "last_ns", "number", "start_ns")
+    __slots__ = ("batches", "end_ns", "last_ns", "number", "start_ns", "told_ns")
 
     def __init__(self, number: int, start_ns: int) -> None:
         self.number = number
@@ -20,7 +24,16 @@ class Pass:
         self.end_ns: int | None = None
         self.last_ns = start_ns
         self.batches = 0
-        self.is_told = False  # written with all that is known of it
+        self.told_ns: int | None = None  # its last batch when it was written
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be written."""
+        if self.told_ns is None or self.end_ns is not None:
+            return True
+        return self.last_ns - self.told_ns > max(
+            AGAIN_NS, AGAIN_PART * (self.told_ns - self.start_ns)
+        )
 
 
 class PassLog:
@@ -60,14 +73,20 @@ class PassLog:
         if len(self._fresh) > PASSES_KEPT:
             del self._fresh[next(iter(self._fresh))]
 
-    def records(self, *, is_last: bool) -> "list[Passes]":
-        """Those that began or ended since the last time, as one record or none."""
-        rows = [p for p in self._fresh.values() if is_last or p.end_ns is not None or not p.is_told]
-        self._fresh.clear()
+    @property
+    def began(self) -> bool:
+        """Whether a pass is new: others may have been left for it."""
+        return any(found.told_ns is None for found in self._fresh.values())
+
+    def records(self, *, everything: bool) -> "list[Passes]":
+        """Those that began or ended since the last time, as one record or none; `everything`: those
+        that went on too."""
+        rows = [found for found in self._fresh.values() if everything or found.is_due]
+        for row in rows:
+            row.told_ns = row.last_ns
+            del self._fresh[row.number]
         if not rows:
             return []
-        for row in rows:
-            row.is_told = True
         from traceml_agent.schema.spans import Passes
 
         return [

@@ -155,8 +155,9 @@ class LoaderWatch:
                 return sum(grown) if min(grown, default=-1) >= 0 else None
         return None
 
-    def take(self, roles: dict[int, int]) -> "list[Record]":
-        """What is worth writing by now. `roles` are those that the tracker found, by loader."""
+    def take(self, roles: dict[int, int], wants_all: bool = False) -> "list[Record]":
+        """What is worth writing by now. `roles` are those that the tracker found, by loader;
+        `wants_all`: somebody reads it."""
         ended = [self._ended.popleft() for _ in range(len(self._ended))]
         for iteration in (*ended, *tuple(self.live.values())):
             with guard("loader workers"):
@@ -165,6 +166,7 @@ class LoaderWatch:
                 iteration.log.take(iteration)
         now = time.perf_counter_ns()
         records: list[Record] = []
+        all_passes = wants_all or self.is_last or any(log.passes.began for log in self._logs)
         for log in self._logs:
-            records += log.records(now, is_last=self.is_last)
+            records += log.records(now, is_last=self.is_last, all_passes=all_passes)
         return records

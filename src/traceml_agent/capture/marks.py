@@ -1,6 +1,7 @@
 """The values that a program marks: one number or text each, made plain without any waiting."""
 
 import operator
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,10 @@ LOOKED_AT = 4_096
 
 Value = bool | int | float | str | None
 PLAIN = frozenset((bool, int, float, type(None)))
+AS_IT_IS = PLAIN | {str}
+NESTING, MOST_ITEMS = 3, 64
+"""Of the lists, tuples and dicts that are kept of an attribute."""
+_READ = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 
 
 class Mark(NamedTuple):
@@ -45,9 +50,14 @@ class Later:
         return self._tensor is None
 
     def value(self) -> Value:
-        """Waits for the device, once."""
-        if self._tensor is not None:
-            self._value, self._tensor = _item(self._name, self._tensor), None
+        """Waits for the device, once. None where the device does not give it."""
+        tensor = self._tensor
+        if tensor is not None:
+            try:
+                self._value = _item(self._name, tensor)
+            except TypeError:
+                self._value = None
+            self._tensor = None
         return self._value
 
 
@@ -63,10 +73,25 @@ def plain(name: str, value: Any) -> Value | Later:
         if callable(getattr(value, "__float__", None)):
             return float(value)
         raise TypeError(f"mark {name!r}: a value is one number or text, not {type(value).__name__}")
+    return Later(name, value) if _is_on_device(name, value) else _item(name, value)
+
+
+def check(name: str, value: Any) -> None:
+    """Raises TypeError where `plain` does; nothing is copied on a device."""
+    if not callable(getattr(value, "item", None)) or not _is_on_device(name, value):
+        plain(name, value)
+
+
+def _is_on_device(name: str, value: Any) -> bool:
+    """Whether this is a scalar on a device, whose value nobody knows yet. Raises TypeError for one
+    that is no real number."""
     device = getattr(getattr(value, "device", None), "type", "cpu")
     if device == "cpu" or getattr(value, "numel", lambda: 1)() != 1:
-        return _item(name, value)
-    return Later(name, value)
+        return False
+    is_complex = getattr(value, "is_complex", None)
+    if callable(is_complex) and is_complex():
+        raise TypeError(f"mark {name!r}: a value is one number or text, and none of these complex")
+    return True
 
 
 def _item(name: str, value: Any) -> Value:
@@ -80,23 +105,6 @@ def _item(name: str, value: Any) -> Value:
     shape = tuple(getattr(value, "shape", ()))
     what = f"{type(value).__name__} of shape {shape}"
     raise TypeError(f"mark {name!r}: a value is one number or text, not {what}") from None
-
-
-def check(name: str, value: Any) -> None:
-    """Raises TypeError for what is neither one number nor text; nothing of it is read."""
-    if type(value) in PLAIN or isinstance(value, (str, int)):
-        return
-    if callable(getattr(value, "item", None)):
-        count = getattr(value, "numel", None)
-        number = count() if callable(count) else getattr(value, "size", 1)
-        if number == 1:
-            return
-        what = f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
-    elif callable(getattr(value, "__float__", None)):
-        return
-    else:
-        what = type(value).__name__
-    raise TypeError(f"mark {name!r}: a value is one number or text, not {what}")
 
 
 def text_of(name: Any) -> str:
@@ -114,15 +122,34 @@ def index_of(index: Any) -> int | str:
         return text_of(index)
 
 
-def without_tensors(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The attributes; a tensor is kept by the name of its type, or it would live on with its
-    graph."""
-    if not any(hasattr(type(value), "detach") for value in attrs.values()):
+def kept(attrs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The attributes as they are kept: numbers and text, and what holds nothing else, copied. Of
+    anything else the name of its type, or a batch would live on with its graph."""
+    if all(type(value) in AS_IT_IS for value in attrs.values()):
         return attrs
-    return {
-        name: f"<{type(value).__name__}>" if hasattr(type(value), "detach") else value
-        for name, value in attrs.items()
-    }
+    return {name: _kept(value, NESTING) for name, value in attrs.items()}
+
+
+def _kept(value: Any, depth: int) -> Any:
+    """Without calling anything of the program."""
+    kind = type(value)
+    if kind in AS_IT_IS:
+        return value
+    for plain_kind, read in _READ:  # of a class of the program's own, or of numpy
+        if issubclass(kind, plain_kind):
+            return read(value)
+    home = kind.__module__
+    if home == "numpy" and issubclass(kind, sys.modules["numpy"].generic):
+        found = value.item()
+        return found if type(found) in AS_IT_IS else f"<{kind.__name__}>"
+    if home.startswith("pathlib") or (home == "torch" and kind.__name__ in ("device", "dtype")):
+        return str(value)
+    if depth and kind in (list, tuple, dict) and len(value) <= MOST_ITEMS:
+        if kind is dict:
+            pairs = value.copy().items()
+            return {_kept(key, 0): _kept(item, depth - 1) for key, item in pairs}
+        return kind(_kept(item, depth - 1) for item in tuple(value))
+    return f"<{kind.__name__}>"
 
 
 def short(text: str) -> str:

@@ -10,7 +10,7 @@ import threading
 import time
 from _thread import get_ident
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,9 +19,9 @@ from traceml_agent.capture.marks import (
     Later,
     Mark,
     index_of,
+    kept,
     plain,
     text_of,
-    without_tensors,
 )
 from traceml_agent.capture.say import say
 
@@ -29,7 +29,7 @@ DEEPEST = 64
 """Scopes within one another. Source: the promise of docs/api.md; deeper ones are dropped."""
 MOST_POINTS = 1_024
 """Point marks of a span that are kept, the newest ones."""
-TOO_DEEP, EVICTED = "scopes_too_deep", "spans_evicted"
+TOO_DEEP, EVICTED, MARKS_EVICTED = "scopes_too_deep", "spans_evicted", "marks_evicted"
 NOT_WRITTEN = "spans_not_written"
 """Closed faster than they could be taken into the spool."""
 CPU_FRESH_NS = 10_000
@@ -68,11 +68,13 @@ class Span:
         "told",
     )
 
+    parent: "Span | None"
+
     def __init__(self, tree: "Tree", name: str, index: Any, attrs: Attrs) -> None:
         self._tree = tree
         self.name = name if type(name) is str else text_of(name)
         self.index: Any = index if index is None or type(index) is int else index_of(index)
-        self.attrs = without_tensors(attrs) if attrs else attrs
+        self.attrs = kept(attrs) if attrs else attrs
         self.depth = 0  # not entered, or left out
         self.again: list[Span] | None = None  # open spans of further entries
 
@@ -85,6 +87,8 @@ class Span:
             self.again.append(again)
             return again.__enter__()
         parent = _CURRENT.get()
+        while parent is not None and parent.end_ns is not None:  # a task that outlives its scope
+            parent = parent.parent
         if parent is None or parent._tree is not tree:  # in a forked child: one of its parent
             self.parent, depth = None, 1
         else:
@@ -114,8 +118,9 @@ class Span:
 
     def __exit__(self, *error: object) -> None:
         end_ns = clock()
-        if self.again:
-            self.again.pop().__exit__(*error)
+        if self.again and (entered := self._entered_here(self.again)) is not self:
+            self.again.remove(entered)
+            entered.__exit__(*error)
             return
         if not self.depth or self.end_ns is not None:
             return
@@ -138,6 +143,13 @@ class Span:
         tree.fresh.append(self)
         if tree.on_close is not None:
             tree.on_close(self)
+
+    def _entered_here(self, again: "list[Span]") -> "Span":
+        """Of several entries the innermost of this thread or task, or the last one."""
+        span = _CURRENT.get()
+        while span is not None and span is not self and span not in again:
+            span = span.parent
+        return span or again[-1]
 
     def _close_inner(self, innermost: "Span | None", end_ns: int) -> None:
         """Closes what was left open inside, such as the scope of a loop that nobody ended."""
@@ -241,6 +253,13 @@ class Tree:
         self.run.id, self.run.told, self.run.end_ns = 0, None, None
         self.run.points = self.run.summaries = None
 
+    def bound(self, most_spans: int) -> None:
+        """Keeps so many closed spans from now on."""
+        if most_spans != self.most_spans:
+            self.most_spans = most_spans
+            self.closed = deque(self.closed, maxlen=most_spans)
+            self.fresh = deque(self.fresh, maxlen=most_spans)
+
     def mark(self, name: str, value: Any, kind: str, attrs: Attrs) -> None:
         """Attaches a mark to the innermost open scope, or to the run."""
         if type(value) not in PLAIN:
@@ -248,15 +267,19 @@ class Tree:
             if type(value) is Later:
                 self.has_later = True
         span = _CURRENT.get()
+        while span is not None and span.end_ns is not None:
+            span = span.parent
         if span is None or span._tree is not self:
             span = self.run
         if type(name) is not str:
             name = text_of(name)
-        mark = Mark(clock(), name, value, kind, without_tensors(attrs) if attrs else attrs)
-        if kind == "point" and span.points is not None:
-            span.points.append(mark)
-        else:
+        mark = Mark(clock(), name, value, kind, kept(attrs) if attrs else attrs)
+        if kind != "point" or span.points is None:
             span.add(mark)
+            return
+        if len(span.points) == MOST_POINTS:
+            self.dropped[MARKS_EVICTED] += 1
+        span.points.append(mark)
 
     def loop(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
         """The items, each inside a scope of its own."""
@@ -301,23 +324,3 @@ class Tree:
         """Closed and open ones, by number."""
         found = {span.id: span for span in (*self.open.copy().values(), *self.closed.copy())}
         return [found[number] for number in sorted(found)]
-
-
-class Loop:
-    """Items that are each inside a scope, as often as they are gone through."""
-
-    def __init__(self, tree: Tree, name: str, items: Iterable[Any]) -> None:
-        self._tree, self._name, self._items = tree, name, items
-
-    def __iter__(self) -> Iterator[Any]:
-        # The iterator at once, as without the agent: it may draw random numbers.
-        return self._tree.loop(self._name, iter(self._items))
-
-    def __len__(self) -> int:
-        return len(self._items)  # type: ignore[arg-type]  # its own TypeError where there is none
-
-    def __bool__(self) -> bool:
-        return bool(self._items)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._items, name)

@@ -303,7 +303,7 @@ class Session:
         records.extend(self._collective_records())
         if self.loaders is not None and not is_off("loader workers"):
             with guard("loader workers"):
-                records.extend(self.loaders.take(self.tracker.roles()))
+                records.extend(self.loaders.take(self.tracker.roles(), scopes.HERE.wants_all))
         if not is_off("scopes"):
             from traceml_agent.capture.span_log import take
 

@@ -5,14 +5,21 @@ name of its type, and a scalar on a device once somebody has fetched it.
 """
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.marks import Later, Mark, short
-from traceml_agent.capture.scopes import EVICTED, HERE, OTHER_THREAD, Span, Told, Tree
+from traceml_agent.capture.scopes import (
+    EVICTED,
+    HERE,
+    MARKS_EVICTED,
+    OTHER_THREAD,
+    Span,
+    Told,
+    Tree,
+)  # fmt: skip
 from traceml_agent.redact import own_secrets, redact
 from traceml_agent.schema.spans import Marks, MarkSums, Scopes, ScopeSums, Spans
 
@@ -31,8 +38,10 @@ OTHER_NAMES = "(other names)"
 SUMS_EVERY_NS = 1_000_000_000
 LATER_KEPT = 10_000
 TEXTS_KEPT = 4_096
-NESTING = 3
 _JSON_INT = 1 << 63
+_IN_MEMORY = (EVICTED, MARKS_EVICTED)
+"""What gave way to newer ones there; the spool has it."""
+NOT_WRITTEN, NOT_SUMMED = "marks_not_written", "marks_not_summed"
 
 _SAMPLE = "1234567890"
 NOTHING_TOLD = Told()
@@ -66,6 +75,7 @@ class SpanLog:
         self._mark_sums: dict[tuple[str | None, str], tuple[int, Mark]] = {}
         self._changed: set[str] = set()
         self._marks_changed: set[tuple[str | None, str]] = set()
+        self._awaited: set[tuple[str | None, str]] = set()  # written before the device gave them
         self._told_dropped: dict[str, int] = {}
         self._summed_ns = 0
 
@@ -109,7 +119,7 @@ class SpanLog:
         told = span.told
         if told is None or told is NOTHING_TOLD:
             if span.end_ns is not None and not span.summaries:  # the usual one
-                for mark in span.points or ():
+                for mark in span.points.copy() if span.points else ():
                     self._note(span, mark, noted)
                 return
             told = span.told = Told()
@@ -130,19 +140,16 @@ class SpanLog:
                 self._note(span, mark, noted)
 
     def _note(self, span: Span, mark: Mark, noted: list[Noted]) -> None:
-        value = mark.value
-        if type(value) is Later and not value.is_known:
-            self._later.append((span.id, mark))
-        else:
-            noted.append((span.id, mark))
+        if not _is_known(mark) and len(self._later) == LATER_KEPT:
+            self._tree.dropped[NOT_WRITTEN] += 1
+        (noted if _is_known(mark) else self._later).append((span.id, mark))
 
     def _fetched(self, is_last: bool) -> list[Noted]:
         """Scalars of a device that somebody fetched by now."""
         found: list[Noted] = []
         for _ in range(len(self._later)):
             noted = self._later.popleft()
-            value = noted[1].value
-            if isinstance(value, Later) and (value.is_known or is_last):
+            if is_last or _is_known(noted[1]):
                 found.append(noted)
             else:
                 self._later.append(noted)
@@ -168,13 +175,16 @@ class SpanLog:
         scope = None if span is self._tree.run else self._text("", span.name)
         key = (scope, self._text("", mark.name))
         if key not in self._mark_sums and len(self._mark_sums) >= NAMES_SUMMED:
+            self._tree.dropped[NOT_SUMMED] += 1
             return
         count, _ = self._mark_sums.get(key, (0, mark))
         self._mark_sums[key] = (count + 1, mark)
         self._marks_changed.add(key)
 
     def _summed(self, now: int, everything: bool) -> "list[Record]":
-        dropped = {n: c for n, c in self._tree.dropped.copy().items() if n != EVICTED}
+        dropped = {n: c for n, c in self._tree.dropped.copy().items() if n not in _IN_MEMORY}
+        fetched = {key for key in self._awaited if _is_known(self._mark_sums[key][1])}
+        self._marks_changed |= fetched
         is_new = self._changed or self._marks_changed or dropped != self._told_dropped
         if not is_new or not (everything or now - self._summed_ns >= SUMS_EVERY_NS):
             return []
@@ -183,6 +193,7 @@ class SpanLog:
         marks = []
         for key in sorted(self._marks_changed, key=lambda key: (key[0] or "", key[1])):
             count, mark = self._mark_sums[key]
+            (self._awaited.discard if _is_known(mark) else self._awaited.add)(key)
             last, special = self._value(key[1], mark)
             marks.append(MarkSums(key[1], count, key[0], last, special))
         self._changed.clear()
@@ -311,29 +322,22 @@ class _Numbers(dict[str, int]):
         return self[name]
 
 
+def _is_known(mark: Mark) -> bool:
+    """Whether its value is no longer on a device."""
+    return not isinstance(mark.value, Later) or mark.value.is_known
+
+
 def _fits(value: Any) -> bool:
     return type(value) is int and -_JSON_INT <= value < _JSON_INT
 
 
-def _words(value: Any, depth: int = 0) -> str:
-    """A value as text, without calling anything of the program."""
-    kind = type(value)
-    if kind is str:
+def _words(value: Any) -> str:
+    """A value that was kept, as text."""
+    if type(value) is str:
         return short(value)
-    if kind is int:
-        return str(value) if value.bit_length() < 4_096 else "<int>"
-    if kind in (bool, float, type(None)):
+    if type(value) is int and value.bit_length() >= 4_096:
+        return "<int>"
+    try:
         return str(value)
-    if isinstance(value, os.PathLike) and kind.__module__.startswith("pathlib"):
-        return str(value)
-    if depth < NESTING and kind in (list, tuple) and len(value) <= 64:
-        inner = ", ".join(_quoted(item, depth) for item in tuple(value))
-        return f"[{inner}]" if kind is list else f"({inner}{',' if len(value) == 1 else ''})"
-    if depth < NESTING and kind is dict and len(value) <= 64:
-        items = value.copy().items()
-        return f"{{{', '.join(f'{_quoted(k, depth)}: {_quoted(v, depth)}' for k, v in items)}}}"
-    return f"<{kind.__name__}>"
-
-
-def _quoted(value: Any, depth: int) -> str:
-    return repr(value) if type(value) is str else _words(value, depth + 1)
+    except ValueError:  # a number of more than 4,300 digits is in it
+        return f"<{type(value).__name__}>"

@@ -16,6 +16,7 @@ from traceml_agent.report.parts import paths_without_copies
 from traceml_agent.report.span_rows import rows_in
 from traceml_agent.spool.digested import read_spool
 from traceml_agent.spool.reader import NotASpool, Spool, header_of
+from traceml_agent.terminal import printable
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def _execute(arguments: argparse.Namespace) -> int:
     roots = spans.forest(
         newest(with_automatic(rows, spool, most), most), arguments.name, arguments.last
     )
-    print(_text(arguments.format, roots, marks))
+    print(printable(_text(arguments.format, roots, marks)))
     return 0
 
 
@@ -55,9 +56,7 @@ def _text(wanted: str, roots: list[spans.Row], marks: list[tuple[str, Any, str]]
         return spans.json_of(roots, marks)
     if wanted == "df":
         return str(spans.frame_of(roots).to_string())
-    text = spans.text_of(roots)
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
+    return spans.text_of(roots)
 
 
 def _spool(run_dir: Path, rank: int | None) -> Spool:

@@ -75,8 +75,10 @@ def init() -> bool:
     """
     if _STARTUP not in sys.modules:
         from traceml_agent import lifecycle
+        from traceml_agent.capture.mode import was_asked
 
-        lifecycle.init()
+        if not was_asked():  # else the program called it, and recording is forbidden
+            lifecycle.init()
     return _put_in()
 
 

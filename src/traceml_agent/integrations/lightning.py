@@ -205,8 +205,10 @@ def init() -> None:
     """
     if _STARTUP not in sys.modules:
         from traceml_agent import lifecycle
+        from traceml_agent.capture.mode import was_asked
 
-        lifecycle.init()
+        if not was_asked():  # else the program called it, and recording is forbidden
+            lifecycle.init()
     _install_imported()
 
 

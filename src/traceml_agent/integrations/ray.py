@@ -42,8 +42,9 @@ class TraceMLRayConfig:
     """Settings of the workers of one trainer. None leaves what the nodes' environment says.
 
     `init_mode`: "auto" watches all; "selective" the four that are True of `patch_dataloader`,
-    `patch_forward`, `patch_backward` and `patch_h2d`; "manual" none of the four. Optimizers are
-    watched in every mode, or no step would end. `logs_dir`: where runs are kept, on each node and
+    `patch_forward`, `patch_backward` and `patch_h2d`; "manual" none of the four. What is left out
+    may be wrapped by `traceml_agent.wrap_...`. Optimizers are watched in every mode, or no step
+    would end. `logs_dir`: where runs are kept, on each node and
     on the driver; `session_id`: name of the run; `sampler_interval_sec`: seconds between two
     samples; `stop_timeout_sec`: how long one message at the end may take.
 
@@ -76,8 +77,8 @@ class TraceMLRayConfig:
         given = [name for name in PATCHES if getattr(self, name) is not None]
         if given and self.init_mode != "selective":
             raise ValueError(f"{', '.join(given)}: for init_mode='selective' alone")
-        if self.init_mode == "selective" and not given:
-            raise ValueError(f"init_mode='selective' needs one of {', '.join(PATCHES)}")
+        if self.init_mode == "selective" and not any(getattr(self, name) for name in PATCHES):
+            raise ValueError(f"init_mode='selective' needs a True of {', '.join(PATCHES)}")
 
 
 def worker_variables(config: TraceMLRayConfig, run_id: str) -> dict[str, str]:

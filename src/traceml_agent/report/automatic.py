@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from traceml_agent.report.device_spans import STEP, add_device_times
+from traceml_agent.report.passes import OPEN, Pass, StepBounds, passes_of, told_apart
 from traceml_agent.report.spans import Row
 from traceml_agent.schema.phases import CHECKPOINT, EVAL, PHASES
 from traceml_agent.spool.reader import Spool
@@ -21,24 +22,7 @@ batch = next(batches)`. Chosen: some calls of Python on a busy machine."""
 EPOCH, EVALUATION = "epoch", "evaluation"
 _PASS = len(PHASES) + 1
 _IDS = _PASS + 1  # of a step: its own, then its phases, then one for a pass
-_OPEN = 1 << 62
 _DEEPEST = 1_000
-
-
-@dataclass(slots=True)
-class _Pass:
-    """Once through a loader."""
-
-    loader: int
-    number: int
-    start: int
-    end: int | None
-    last: int
-    order: int  # among all passes
-
-    @property
-    def known_end(self) -> int:
-        return self.last if self.end is None else self.end
 
 
 @dataclass(slots=True)
@@ -47,20 +31,22 @@ class _Node:
 
     row: Row
     start: int
-    end: int  # _OPEN: none yet
+    end: int  # OPEN: none yet
     least: int  # it may be shown as ended from here on
     phases: dict[int, int]
     parent: "_Node | None" = None
     is_automatic: bool = True
+    micro_batches: int = 1  # of a step
 
 
 def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     """The rows of scopes, and those of the training around and among them; the newest `most`."""
     steps = _steps(spool, most)
-    passes = _passes(spool)
+    passes = passes_of(spool)
     if not steps and not passes:
         return rows
-    trainings, evaluations = _told_apart(spool, steps, passes)
+    bounds = [StepBounds(node.start, node.end, node.micro_batches) for node in steps]
+    trainings, evaluations = told_apart(spool, bounds, passes, has_older=_has_older(spool, steps))
     nodes = [*steps]
     elsewhere = {row.id for row in rows if row.phase is None}
     users = [
@@ -77,7 +63,7 @@ def with_automatic(rows: list[Row], spool: Spool, most: int) -> list[Row]:
     _place([*nodes, *users])
     found = [*rows]
     for node in nodes:
-        node.row.end_ns = None if node.end == _OPEN else node.end
+        node.row.end_ns = None if node.end == OPEN else node.end
         found.append(node.row)
     found += _phases(nodes, users)
     for node in (*nodes, *users):
@@ -114,80 +100,41 @@ def _steps(spool: Spool, most: int) -> list[_Node]:
                 return found[::-1]
             number = batch.first_step + at
             row = Row(-_IDS * number, None, STEP, number, start, end, None, {}, [])
-            found.append(_Node(row, start, end, start + sum(phases.values()), phases))
+            micro = batch.micro_batches
+            node = _Node(row, start, end, start + sum(phases.values()), phases)
+            node.micro_batches = micro if isinstance(micro, int) else micro[at]
+            found.append(node)
     return found[::-1]
 
 
-def _passes(spool: Spool) -> list[_Pass]:
-    found: dict[tuple[int, int], _Pass] = {}
-    for record in spool.spans.passes:
-        columns = zip(
-            record.loader, record.number, record.start_ns, record.end_ns, record.last_ns,
-            strict=True,
-        )  # fmt: skip
-        for loader, number, start, end, last in columns:
-            found[loader, number] = _Pass(loader, number, start, end, last, 0)
-    ordered = sorted(found.values(), key=attrgetter("start"))
-    for order, one in enumerate(ordered):
-        one.order = order
-    return ordered
+def _has_older(spool: Spool, steps: Sequence[_Node]) -> bool:
+    """Whether there were steps that are not known one by one."""
+    return bool(spool.sums) or (bool(steps) and steps[0].row.index != 1)
 
 
-def _told_apart(
-    spool: Spool, steps: Sequence[_Node], passes: Sequence[_Pass]
-) -> tuple[list[_Pass], list[_Pass]]:
-    """Those in which steps ended, one at a time, and the others."""
-    ends = [node.end for node in steps]
-    first = steps[0].start if steps else _OPEN
-    has_older = bool(spool.sums) or (bool(steps) and steps[0].row.index != 1)
-    trainings: list[_Pass] = []
-    evaluations: list[_Pass] = []
-    until: dict[int, int] = {}  # next pass of the same loader
-    limits: dict[int, int] = {}
-    for one in reversed(passes):
-        limits[one.order] = one.known_end if one.end is not None else until.get(one.loader, _OPEN)
-        until[one.loader] = one.start
-    for one in passes:
-        limit = limits[one.order]
-        if has_older and limit <= first:
-            continue  # its steps are not known one by one
-        if bisect_right(ends, limit) > bisect_right(ends, one.start):
-            # Several loaders at once: the one that was asked first counts.
-            if not trainings or one.start >= min(limits[trainings[-1].order], trainings[-1].last):
-                trainings.append(one)
-        elif spool.loaders.get(one.loader) is None or not _is_training(spool, one):
-            evaluations.append(one)
-    return trainings, evaluations
-
-
-def _is_training(spool: Spool, one: _Pass) -> bool:
-    """Without a closed step so far: what the loader is known for."""
-    return one.end is None and spool.loaders[one.loader].role == "train"
-
-
-def _evaluation(one: _Pass, number: int, end: int) -> _Node:
+def _evaluation(one: Pass, number: int, end: int) -> _Node:
     row = Row(-_IDS * one.order - _PASS, None, EVALUATION, number, one.start, None, None, {}, [])
     return _Node(row, one.start, end, one.known_end, {})
 
 
-def _end_of(one: _Pass, latest: int, is_over: bool) -> int:
+def _end_of(one: Pass, latest: int, is_over: bool) -> int:
     """Of a pass; one that has no end was left, or the process was."""
     if one.end is not None:
         return one.end
-    return one.last if latest > one.last or is_over else _OPEN
+    return one.last if latest > one.last or is_over else OPEN
 
 
 def _epochs(
     spool: Spool,
     steps: Sequence[_Node],
-    trainings: Sequence[_Pass],
-    evaluations: Sequence[_Pass],
+    trainings: Sequence[Pass],
+    evaluations: Sequence[Pass],
     users: Sequence[_Node],
     ends_of: dict[int, int],
 ) -> list[_Node]:
     """An epoch lasts until the next one begins; the last one as long as what belongs to it."""
     found = []
-    is_cut = bool(spool.sums) or (bool(steps) and steps[0].row.index != 1)
+    is_cut = _has_older(spool, steps)
     for number, one in enumerate(trainings):
         after = trainings[number + 1].start if number + 1 < len(trainings) else None
         inner = [e for e in evaluations if one.start <= e.start and (not after or e.start < after)]
@@ -195,15 +142,15 @@ def _epochs(
         least = max([one.known_end, *(e.known_end for e in inner)])
         if after is not None:
             end = max(after, one.start)
-        elif (one.end is None and spool.end is None) or _OPEN in ends:
-            end = _OPEN
+        elif (one.end is None and spool.end is None) or OPEN in ends:
+            end = OPEN
         else:
-            last = steps[-1].end if steps and steps[-1].start >= one.start else one.start
+            last = steps[-1].end if steps and steps[-1].end > one.start else one.start
             around = [
                 user.end
                 for user in users
                 for e in inner
-                if one.start <= user.start <= e.start and e.known_end <= user.end < _OPEN
+                if one.start <= user.start <= e.start and e.known_end <= user.end < OPEN
             ]
             end = max([least, last, *around])
         index = one.number if is_cut else number
@@ -227,14 +174,14 @@ class _Epochs:
 
 
 def _of_user(row: Row) -> _Node:
-    end = _OPEN if row.end_ns is None else row.end_ns
+    end = OPEN if row.end_ns is None else row.end_ns
     return _Node(row, row.start_ns, end, end, {}, is_automatic=False)
 
 
 # Where it belongs
 
 
-def _begin_with_pass(steps: Sequence[_Node], trainings: Sequence[_Pass]) -> set[int]:
+def _begin_with_pass(steps: Sequence[_Node], trainings: Sequence[Pass]) -> set[int]:
     """The first step of an epoch holds what came since the last one: it is shown without. Returns
     the ids of these."""
     moved: set[int] = set()
@@ -341,7 +288,7 @@ def _below_phases(nodes: Sequence[_Node], users: Sequence[_Node], rows: dict[int
             continue
         phase = EVAL if node.is_automatic else (node.row.phase or 0) - 1
         around = rows.get(node.parent.row.id - phase - 1) if phase >= 0 else None
-        if around is None or around.end_ns is None or node.end == _OPEN:
+        if around is None or around.end_ns is None or node.end == OPEN:
             continue
         if node.end - node.start <= around.end_ns - around.start_ns:
             node.row.parent_id, node.row.fixed = around.id, True

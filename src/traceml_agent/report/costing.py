@@ -11,6 +11,7 @@ from typing import Any
 
 from traceml_agent.report.align import Aligned, Rows, align, at_steps
 from traceml_agent.report.costed import LINES, LOSS_OF, METHOD, PHASE_OF, RESIDUAL_HEAVY, WITHOUT
+from traceml_agent.report.diagnose.causes import is_of_logging, of_residual
 from traceml_agent.report.diagnose.issue import Cost, Saving
 from traceml_agent.report.efficiency import gpus_of_job
 from traceml_agent.report.loader_replay import ReplayInputs, mean_step, replay_inputs
@@ -65,7 +66,9 @@ def fill(
     steps = _steps(view, window, compared, losses)
     if steps is None:
         return
-    taken = {id(issue): found for issue in issues if (found := _taken(issue, steps)) is not None}
+    taken = {
+        id(issue): found for issue in issues if (found := _taken(issue, issues, steps)) is not None
+    }
     # What the others are of: each cause once, not each finding about it.
     of_causes = {found.name: found.least for found in taken.values()}
     for issue in issues:
@@ -127,8 +130,11 @@ def _loss_rows(
 # What a cause took
 
 
-def _taken(issue: dict[str, Any], steps: Steps) -> Taken | None:
+def _taken(issue: dict[str, Any], issues: Iterable[dict[str, Any]], steps: Steps) -> Taken | None:
     kind = issue["kind"]
+    if kind == RESIDUAL_HEAVY and not is_of_logging(issue):
+        cause = of_residual(issue, issues)  # measured, where a line is sampled
+        kind = kind if cause is None else cause["kind"]
     if kind in LOSS_OF:
         name = LOSS_OF[kind]
         rows = steps.losses.get(name)

@@ -17,6 +17,8 @@ COLUMNS = (
     "mark_count", "depth",
 )  # fmt: skip
 NOTHING = "(no spans)"
+MOST_BITS, TOO_LARGE = 4_096, "<int>"
+"""Of a whole number that is written, and what stands for a larger one. Chosen: as in the spool."""
 _US, _MS, _S = 1_000, 1_000_000, 1_000_000_000
 
 
@@ -185,7 +187,14 @@ def title(name: str, index: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return TOO_LARGE if isinstance(value, int) and not _fits(value) else str(value)
+
+
+def _fits(value: Any) -> bool:
+    """Whether this is a whole number that Python writes: beyond 4,300 digits it raises."""
+    return isinstance(value, int) and value.bit_length() < MOST_BITS
 
 
 def _printable(line: str) -> str:
@@ -202,6 +211,8 @@ def json_value(value: Any) -> dict[str, Any]:
     if isinstance(value, float) and not math.isfinite(value):
         word = "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
         return {"value": None, "value_nonfinite": word}
+    if isinstance(value, int) and not _fits(value):
+        return {"value": None, "value_nonfinite": TOO_LARGE}
     return {"value": value}
 
 
@@ -209,4 +220,9 @@ def _plain(value: Any) -> Any:
     """An attribute as JSON takes it."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    if isinstance(value, (bool, float, str, type(None))) or _fits(value):
+        return value
+    try:
+        return str(value)
+    except ValueError:  # a number of more than 4,300 digits is in it
+        return TOO_LARGE

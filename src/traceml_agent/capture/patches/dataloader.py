@@ -51,6 +51,8 @@ def _patch_next(iterator_class: Any) -> None:
             try:
                 batch = original(self)
             except BaseException as error:
+                if type(error) is StopIteration and (ended := live.get(id(self))) is not None:
+                    ended.ends.append((ended.epoch, clock()))
                 hide_frame(error)
                 raise
             iteration = live.get(id(self))

@@ -1,38 +1,18 @@
 """A loader whose batches are timed because the program wrapped it: the phase input_wait."""
 
-import copy
 from _thread import get_ident
 from collections.abc import Iterator
 from typing import Any
-
-import wrapt
 
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.patches.dataloader import samples_in
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.stand_in import StandIn
 from traceml_agent.guard import or_none
 
-_Proxy: Any = wrapt.ObjectProxy  # with type parameters in some versions only
 
-
-class Wrapped(_Proxy):  # type: ignore[misc]  # untyped
-    """An object in all but its type; copied and pickled as what it stands for."""
-
-    def __copy__(self) -> Any:
-        return copy.copy(self.__wrapped__)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.__wrapped__, memo)
-
-    def __reduce__(self) -> Any:
-        return self.__wrapped__.__reduce__()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.__wrapped__.__reduce_ex__(protocol)
-
-
-class WrappedLoader(Wrapped):
+class WrappedLoader(StandIn):
     """Whatever can be iterated over, as often as it could before."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -51,8 +31,8 @@ class WrappedLoader(Wrapped):
         return WrappedIterator(iterator, id(loader), loader)
 
 
-class WrappedIterator(Wrapped):
-    """An iterator. `_self_` is how wrapt keeps attributes of the proxy apart."""
+class WrappedIterator(StandIn):
+    """An iterator."""
 
     def __init__(self, iterator: Any, key: int, loader: Any) -> None:
         super().__init__(iterator)

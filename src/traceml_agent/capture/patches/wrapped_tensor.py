@@ -16,9 +16,9 @@ from traceml_agent.capture.patches.backward import timed_backward
 from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.patches.transfer import Target, targets, timed_copy
-from traceml_agent.capture.patches.wrapped_loader import Wrapped
 from traceml_agent.capture.say import say_once
 from traceml_agent.capture.session import SESSION
+from traceml_agent.capture.stand_in import StandIn
 from traceml_agent.schema.phases import H2D
 
 _MADE: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def wrap_batch(batch: Any, depth: int = 0) -> Any:
     return batch
 
 
-class WrappedLoss(Wrapped):
+class WrappedLoss(StandIn):
     """A loss of a type of its own: all of it, and a `backward` that is timed."""
 
     def backward(self, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +72,7 @@ class WrappedLoss(Wrapped):
         return timed_backward(original, is_compiling, gate)(*args, **kwargs)
 
 
-class WrappedBatch(Wrapped):
+class WrappedBatch(StandIn):
     """A batch of a type of its own: all of it, and copies that are timed."""
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
