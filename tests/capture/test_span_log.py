@@ -11,6 +11,37 @@ from traceml_agent.spool.plausible import check
 from traceml_agent.spool.spans import SpanRecords
 
 
+class OnDevice:
+    """A scalar that a device still computes. Its value may be read once `ready`, as a test says."""
+
+    class device:  # as torch calls it
+        type = "cuda"
+
+    def __init__(self, value, ready=False):
+        self.value, self.ready, self.copies = value, ready, 0
+
+    def detach(self):
+        return self
+
+    def clone(self):
+        copy = OnDevice(self.value)
+        self.copies += 1
+        self.copy = copy
+        return copy
+
+    def numel(self):
+        return 1
+
+    def is_complex(self):
+        return isinstance(self.value, complex)
+
+    def item(self):
+        assert self.ready, "the training thread would wait for the device"
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
 @pytest.fixture
 def tree():
     made = scopes.Tree(100)
@@ -176,3 +207,34 @@ def test_a_pass_that_goes_on_is_written_when_it_is_much_longer_or_somebody_asks(
     assert not log.began
     log.asked({}, 1, 1, 1)
     assert log.began
+
+
+def test_a_scalar_on_a_device_is_read_when_somebody_asks_and_then_counts_in_the_summary(tree):
+    losses = [OnDevice(0.5), OnDevice(0.25)]
+    with tree.make(tree, "s", None, {}):
+        for loss in losses:
+            tree.mark("loss", loss, "summary", {})
+    (_, sums) = taken(tree)  # nothing of the device is read
+    assert [(row.count, row.last) for row in sums.marks] == [(2, None)]
+    assert [loss.copies for loss in losses] == [1, 1]
+    for loss in losses:
+        loss.value, loss.copy.ready = 9.0, True  # the program changes its tensor in place
+    tree.fetch(10**9)
+    (marks, sums) = taken(tree)
+    assert marks.values == [0.5, 0.25]
+    assert [(row.count, row.last) for row in sums.marks] == [(2, 0.25)]
+    assert taken(tree) == []
+
+
+def test_a_device_that_fails_gives_no_value_and_no_error(tree):
+    lost = OnDevice(RuntimeError("CUDA error: an illegal memory access"))
+    tree.mark("a", lost, "point", {})
+    lost.copy.ready = True
+    tree.mark("b", 1, "point", {})
+    tree.fetch(10**9)
+    (marks,) = taken(tree)
+    assert dict(zip([marks.names[n] for n in marks.name], marks.values, strict=True)) == {
+        "a": None, "b": 1,
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="complex"):
+        tree.mark("c", OnDevice(1j), "point", {})

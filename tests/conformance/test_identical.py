@@ -7,8 +7,15 @@ import pytest
 
 from tests.conformance.cases import CASES, SLOW, script
 from tests.e2e.harness import HERE, run, write
+from traceml_agent.spool.reader import read_spool
 
 PROBE = str(HERE.parent / "conformance")
+UNRECORDED: set[str] = set()
+"""Cases that train nothing, or whose process is replaced before it could."""
+
+
+def spools_of(result):
+    return [read_spool(path) for run_dir in result.run_dirs for path in run_dir.glob("*.jsonl")]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ def test_a_training_is_the_same_with_the_agent_on(tmp_path, name):
 
 
 def outcome(directory, name, enabled):
-    """All that a run shows to the world, by name."""
+    """All that a run shows to the world, by name. With the agent on it has to have recorded."""
     directory.mkdir()
     path = write(directory, script(name))
     extra = {"PYTHONPATH": PROBE, "TRACEML_TEST_RAISE": "1"}
@@ -30,6 +37,8 @@ def outcome(directory, name, enabled):
         extra["TMPDIR"] = "/tmp"  # sockets there, and their paths have a limit
     result = run(directory, path, enabled=enabled, **extra)
     assert not any("/runs" in line and "recorded" in line for line in result.own_lines)
+    if enabled and name not in UNRECORDED:
+        assert sum(spool.end.steps if spool.end else 0 for spool in spools_of(result)) > 0
     return {
         "stdout": comparable(result.stdout, directory),
         "exit code": result.returncode,

@@ -201,3 +201,32 @@ def test_workers_of_a_loader_write_no_spool(tmp_path):
     result = run(tmp_path, loops, "workers_spawn")
     assert len(list(result.run_dir.glob("*.jsonl"))) == 1
     assert [line for line in result.own_lines if "nothing was recorded" in line] == []
+
+
+@pytest.mark.parametrize("led", ["sys.stderr = sys.stdout", "sys.stderr = io.StringIO()"])
+def test_what_the_agent_says_stays_on_stderr_where_the_program_leads_its_own_elsewhere(
+    tmp_path, led
+):
+    code = f"import io, sys\n{led}\n{TRAINING.format(middle='')}"
+    code += "print(sys.stderr.getvalue() if sys.stderr is not sys.stdout else '')"
+    result = run(tmp_path, write(tmp_path, code))
+    assert len(result.stdout.split()) == 1  # the sum
+    assert result.own_lines[0].startswith("traceml: recording to")
+    assert result.own_lines[-1].startswith("traceml: Run")
+
+
+@pytest.mark.parametrize("may_write", [True, False])
+def test_runs_lie_in_the_state_directory_of_the_user_or_elsewhere_if_that_takes_none(
+    tmp_path, may_write
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    if not may_write:  # root writes anywhere, but not into a file
+        (home / ".local").write_text("")
+    result = run(tmp_path, script(tmp_path), enabled=False, TRACEML_ENABLE="1", HOME=str(home))
+    assert result.returncode == 0
+    (summary,) = tmp_path.rglob("final_summary.json")
+    runs = home / ".local/state/traceml-agent/runs"
+    assert (summary.parent.parent == runs) is may_write
+    told = [line for line in result.own_lines if "cannot" in line and str(runs) in line]
+    assert len(told) == (not may_write)

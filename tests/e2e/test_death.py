@@ -45,6 +45,8 @@ ENDINGS = {
     "sigkill": ("train(10); os.kill(os.getpid(), signal.SIGKILL); time.sleep(9)", "killed", None),
     "abort": ("train(10); os.abort()", "failed", None),
     "segfault": ("train(10); ctypes.string_at(0)", "failed", None),
+    "exception_beside_ipython": ("import IPython\ntrain(10)\nraise ValueError('no data')",
+                                 "failed", 1),
     "exit_in_function": ("def f():\n    train(10)\n    sys.exit('bad input')\nf()", "failed", 1),
     "exit_caught": ("train(5)\ntry:\n    sys.exit(3)\nexcept SystemExit:\n    pass\ntrain(5)",
                     "finished", 0),

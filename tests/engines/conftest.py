@@ -14,7 +14,11 @@ import pytest
 from tests.agents.conftest import bin_of  # noqa: F401  # a fixture
 from tests.e2e.harness import Result, environment, runs_in
 from tests.slurm.cluster import free_port
+from traceml_agent.report.automatic import with_automatic
 from traceml_agent.report.fold import fold
+from traceml_agent.report.span_rows import rows_in
+from traceml_agent.report.spans import forest, walk
+from traceml_agent.spool.digested import read_spool
 
 TIMEOUT_S = 400
 MPIRUN = {
@@ -96,3 +100,15 @@ def assert_one_run(result: Result, launcher: str, steps: int, ranks: int = 2) ->
 def same_lines(one: str, other: str) -> bool:
     """Whether all ranks printed the same; which of them comes first is chance."""
     return Counter(one.splitlines()) == Counter(other.splitlines())
+
+
+def outline(result: Result) -> list[tuple[str, int, int]]:
+    """Of each root of the tree of the first rank its title, and how many steps and evaluations are
+    in it."""
+    spool = read_spool(min(result.run_dir.glob("*.jsonl")), whole=True, spans=True)
+    rows, _ = rows_in(spool.spans, 10_000)
+    found = []
+    for root in forest(with_automatic(rows, spool, 10_000)):
+        names = Counter(row.name for _, _, row in walk([root]))
+        found.append((f"{root.name}[{root.index}]", names["step"], names["evaluation"]))
+    return found

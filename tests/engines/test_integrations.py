@@ -11,7 +11,7 @@ import pytest
 
 from tests.boot.conftest import REPOSITORY
 from tests.e2e.harness import Result, write
-from tests.engines.conftest import Engine, assert_one_run, same_lines
+from tests.engines.conftest import Engine, assert_one_run, outline, same_lines
 from traceml_agent.report.fold import fold
 from traceml_agent.spool.reader import Spool
 
@@ -88,6 +88,8 @@ def test_the_trainer_is_recorded_step_by_step_with_all_that_it_does_beside(
     assert steps_with(spool, "eval") == [2, 4, 6, 8]
     assert steps_with(spool, "checkpoint") == [3, 6]
     assert spool.outside_ns["eval"] > 0 and spool.outside_ns["checkpoint"] > 0
+    # The third is in the second epoch: both end with the sixth step. So is the prediction.
+    assert outline(on) == [("epoch[0]", 3, 1), ("epoch[1]", 3, 2), ("epoch[2]", 3, 3)]
 
 
 def test_each_rank_of_the_trainer_counts_its_own_micro_batches(engine: Engine, port: str) -> None:
@@ -182,8 +184,9 @@ def test_several_trainings_by_hand_each_end_where_they_end_and_nothing_counts_tw
 ) -> None:
     script = write(tmp_path, BY_HAND)
     on = engine.run("python", script, **OFFLINE)
-    off = engine.run("python", script, enabled=False, **OFFLINE)
+    off = engine.run("python", script, TRACEML_ENABLE="0", **OFFLINE)
     assert (on.returncode, off.returncode) == (1, 1)
+    assert on.run_dir == off.run_dir  # the second one left none
     assert told(on) == told(off)
     assert on.other_stderr == off.other_stderr  # the traceback too: no frame of ours is in it
     assert "KeyError: 'the fourth'" in on.stderr and "traceml_agent" not in on.other_stderr
@@ -213,6 +216,7 @@ def test_a_loop_with_accelerate_is_recorded_and_its_saving_and_logging_have_name
     assert events(spool, "checkpoint") == saved
     entry = framework(on, "accelerate")
     assert (entry["checkpoints"], entry["logs"], entry["steps"]) == (3, 3, None)
+    assert outline(on) == [(f"epoch[{number}]", 4, 1) for number in range(3)]
 
 
 @pytest.mark.parametrize("stage", ["1", "2", "3"])

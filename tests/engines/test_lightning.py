@@ -7,7 +7,7 @@ import pytest
 
 from tests.boot.conftest import REPOSITORY
 from tests.e2e.harness import Result, write
-from tests.engines.conftest import Engine, assert_one_run, same_lines
+from tests.engines.conftest import Engine, assert_one_run, outline, same_lines
 from traceml_agent.report.fold import fold
 from traceml_agent.schema.records import Steps
 from traceml_agent.spool.reader import Spool
@@ -186,6 +186,8 @@ def test_a_trainer_has_its_steps_evaluations_checkpoints_and_epochs_once_with_ho
     (places,) = {at for _, at in events(spool, "checkpoint", "at")}
     assert places.startswith("lightning_module.py:")
     assert events(spool, "epoch", "epoch") == [(6, 0), (12, 1), (18, 2)]
+    epochs = [(f"epoch[{number}]", 6, 2) for number in range(3)]
+    assert outline(on) == [("evaluation[0]", 0, 1), *epochs]  # first the sanity check
     payload = fold(on.run_dir).payload
     (told,) = payload["run_context"]["frameworks"]
     assert (told["name"], told["steps"], told["epochs"], told["trainings"]) == (

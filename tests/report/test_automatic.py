@@ -1,9 +1,12 @@
 """Epochs, evaluations, steps and phases as spans: where everything belongs."""
 
+from dataclasses import replace
+
 from tests.report.synthetic_run import FIRST_STEP_NS, HEADER, MS, end, run_of, steps
 from traceml_agent.report.automatic import with_automatic
 from traceml_agent.report.span_rows import rows_in
 from traceml_agent.report.spans import Row, forest
+from traceml_agent.schema.loaders import Loader
 from traceml_agent.schema.phases import PHASES as PHASE_NAMES
 from traceml_agent.schema.records import DeviceSteps
 from traceml_agent.schema.spans import Marks, Passes, Spans
@@ -19,9 +22,9 @@ PHASES = 4
 def spool_of(*batches, passes=(), ended=True):
     """A run with passes: loader, number, start, end, last; in ms after the start of step 1."""
     found = Spool(None, HEADER, batches=list(batches))
-    for loader, number, start, stop, last in passes:
+    for loader, number, start, stop, last, *count in passes:
         at = [None if x is None else T0 + int(x * MS) for x in (start, stop, last)]
-        found.spans.keep(Passes([loader], [number], [at[0]], [at[1]], [at[2]], [1]))
+        found.spans.keep(Passes([loader], [number], [at[0]], [at[1]], [at[2]], count or [1]))
     found.end = end(list(batches)) if ended else None
     return found
 
@@ -220,3 +223,39 @@ def test_a_span_that_began_before_the_first_step_that_is_left_has_no_device_time
     inside, around = row(5, 0, 20, name="inside", phase=0), row(6, -60, 21, name="around", phase=0)
     rows = {r.name: r.gpu_ns for r in with_automatic([inside, around], spool, 1000)}
     assert (rows["around"], rows["epoch"]) == (None, None)
+
+
+def with_roles(spool, *roles):
+    for number, role in enumerate(roles):
+        spool.loaders[number] = Loader(0, number, "Data", False, 0, "active", role)
+    return spool
+
+
+def test_an_evaluation_that_was_left_is_none_of_training_whatever_steps_follow():
+    """As Lightning goes through its loaders: to a limit, and never to their end."""
+    sanity = (1, 0, -20, None, -15)
+    passes = [sanity, (0, 0, 0, None, 11), (1, 1, 12, None, 14), (0, 1, 20, None, 31)]
+    spool = with_roles(spool_of(steps(4), passes=passes), "train", "eval")
+    first = [*bare("step[1]"), ("step[2]", bare("evaluation[1]"))]
+    assert tree([], spool) == [
+        ("evaluation[0]", []), ("epoch[0]", first), ("epoch[1]", bare("step[3]", "step[4]")),
+    ]  # fmt: skip
+
+
+def test_an_evaluation_within_a_pass_that_goes_on_is_in_its_epoch():
+    passes = [(0, 0, 0, 39, 31), (1, 0, 12, None, 14), (1, 1, 32, 36, 35)]
+    spool = with_roles(spool_of(steps(4), passes=passes), "train", "eval")
+    (epoch,) = tree([], spool)
+    assert [str(epoch).count(name) for name in ("step", "evaluation")] == [4, 2]
+
+
+def test_a_pass_whose_only_step_ends_behind_it_is_an_epoch():
+    """As Accelerate goes through a loader: it asks for the next batch before it gives one."""
+    both = replace(steps(2), micro_batches=3)
+    passes = [(0, 0, 0, 6, 5, 3), (0, 1, 10, 16, 15, 3)]
+    found = tree([], with_roles(spool_of(both, passes=passes), "train"))
+    assert found == [("epoch[0]", bare("step[1]")), ("epoch[1]", bare("step[2]"))]
+    # A look at all data before the training is none.
+    looked = [(0, 0, 0, 6, 5, 100), (0, 1, 7, 20, 15, 6)]
+    names = str(tree([], with_roles(spool_of(both, passes=looked), "train")))
+    assert (names.count("epoch"), names.count("evaluation")) == (1, 1)

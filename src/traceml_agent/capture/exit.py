@@ -230,10 +230,17 @@ def _status_of_code(code: int) -> "Ending":
 
 def _uncaught() -> BaseException | None:
     """The exception that Python printed; in an interactive session an older cell may own it."""
-    if hasattr(sys, "ps1") or "IPython" in sys.modules:
+    if hasattr(sys, "ps1") or _in_ipython():
         return None
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     return error if isinstance(error, BaseException) else None
+
+
+@or_none
+def _in_ipython() -> bool:
+    """Whether this is a shell or kernel of IPython; libraries import it in plain scripts too."""
+    module = sys.modules.get("IPython")
+    return module is not None and module.get_ipython() is not None
 
 
 def _left_by_system_exit() -> bool:

@@ -1,12 +1,14 @@
 """One line for the user, on stderr, starting with `traceml: `. Never on stdout, never an error."""
 
 import contextlib
+import io
 import sys
+from typing import TextIO
 
 
 def say(text: str) -> None:
     """Writes the lines of `text`, each with the prefix; silent where stderr is closed or gone."""
-    stream = sys.stderr
+    stream = _stream()
     if stream is None:
         return
     lines = "".join(f"traceml: {line}".rstrip() + "\n" for line in text.splitlines())
@@ -17,6 +19,13 @@ def say(text: str) -> None:
         except UnicodeError:
             stream.write(lines.encode("ascii", "replace").decode("ascii"))
         stream.flush()
+
+
+def _stream() -> TextIO | None:
+    """stderr; that of the process where the program has led its own into stdout or a string."""
+    stream = sys.stderr
+    is_lent = stream is sys.stdout or stream is sys.__stdout__ or isinstance(stream, io.StringIO)
+    return sys.__stderr__ if is_lent else stream
 
 
 _SAID: set[str] = set()
@@ -31,9 +40,11 @@ def say_once(text: str) -> None:
 
 def takes_unicode() -> bool:
     """Whether stderr is a terminal that takes UTF-8."""
-    stream = sys.stderr
+    stream = _stream()
     encoding = getattr(stream, "encoding", None) or ""
     try:
-        return stream.isatty() and encoding.lower().replace("-", "") == "utf8"
+        return (
+            stream is not None and stream.isatty() and encoding.lower().replace("-", "") == "utf8"
+        )
     except (AttributeError, ValueError):  # no stream, or a closed one
         return False

@@ -217,7 +217,7 @@ def _lean_on_steps(users: Sequence[_Node], steps: Sequence[_Node]) -> None:
 
 def _place(nodes: list[_Node]) -> None:
     """Gives each node the nearest one around it."""
-    nodes.sort(key=lambda n: (n.start, -n.end, not n.is_automatic, n.row.id))
+    nodes.sort(key=lambda n: (n.start, -n.end, not n.is_automatic, n.row.name != EPOCH, n.row.id))
     known = {node.row.id: node for node in nodes}
     around: list[_Node] = []
     for node in nodes:

@@ -1,4 +1,4 @@
-"""The one thread of the agent: drains closed steps, samples, and notices that no step closes.
+"""The thread of the agent: drains closed steps, samples, and notices that no step closes.
 
 When the process leaves, the thread also does what a disk may never answer, so that the process need
 not wait for it: a new thread cannot be started any more then (Python 3.12).

@@ -26,6 +26,8 @@ LOGGING_WARN = 0.02
 RECOMPILE_WARN = 0.01
 STOPPED_WARN = 0.02
 """Shares of the time in steps. Source: "Ours" in the table of causes in signals.md."""
+SELDOM = 0.5
+"""Of the steps: what is in more of them is a part of the training, and no evaluation. Chosen."""
 _EVERY_N = {
     "Trainer.log": "logging_steps of the Trainer",
     "log_metrics": "log_every_n_steps of the Trainer",
@@ -154,10 +156,12 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
         return None
     each = lost.ms_per_step * seen.steps / max(1, lost.steps)
     told = [event for event in lost.events if name == "checkpoint" or event.detail.get("call")]
-    # A frozen model that each step calls is evaluation too, and no framework tells of it.
+    # Of calls of a model in the loop itself no framework tells.
     told_ms = sum(event.duration_ns or 0 for event in told) / 1e6
     if name == "eval" and told_ms < DOMINANT * lost.ms_per_step * seen.steps:
         told = []
+    if name == "eval" and not told and lost.steps > SELDOM * seen.steps:
+        return _frozen(seen, lost)
     place = common_place(told)
     where = "" if place is None else f" at {name_of(place)}"
     words, action = {
@@ -182,6 +186,21 @@ def _long_phase(seen: Seen, name: str) -> Issue | None:
         LONG_PHASE_WARN,
         {"mean_ms": each, "steps_with_it": lost.steps, "steps_used": seen.steps},
         place=place,
+    )
+
+
+def _frozen(seen: Seen, lost: Lost) -> Issue:
+    """A teacher, a target network, a rollout: part of the training, and no evaluation."""
+    return _issue(
+        "EVAL_COST",
+        "info",
+        f"Calls of models without gradients take {in_percent(lost.share)} of the time in steps, in "
+        f"{lost.steps} of {seen.steps} steps: a part of the training, such as a teacher or a "
+        "rollout.",
+        "None needed. If the result is the same each time, compute it once and keep it.",
+        lost,
+        LONG_PHASE_WARN,
+        {"steps_with_it": lost.steps, "steps_used": seen.steps},
     )
 
 
