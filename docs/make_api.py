@@ -16,13 +16,27 @@ Nothing of this is needed: `TRACEML_ENABLE=1 python train.py` records, judges an
 edit. A program that wants to know of its own run may ask:
 
 ```python
+import torch
 import traceml_agent as traceml
+from torch.utils.data import DataLoader
 
-for epoch in range(epochs):
-    train_one_epoch()
+model = torch.nn.Linear(8, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(torch.randn(64, 8), batch_size=8)
+
+for epoch in traceml.epochs(range(3)):
+    for batch in traceml.batches(loader):
+        with traceml.scope("loss", rows=len(batch)):
+            loss = model(batch).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        traceml.mark("loss", loss.detach(), kind="summary")
     numbers = traceml.summary()  # None without the agent
     if numbers is not None:
-        tracker.log(numbers)
+        print(numbers["traceml/steps"], numbers["traceml/diagnosis"])
+
+traceml.trace(name="epoch", last=4)  # prints the tree
 ```
 
 Importing the package takes 1 ms and imports no torch. How a program bounds and times its steps

@@ -174,6 +174,22 @@ CASES = {
     "    optimizer.zero_grad(); x = torch.randn(4, 8)\n"
     "    a, b = parallel_apply([model, twin], [x[:2], x[2:]])\n"
     "    (a.sum() + b.sum()).backward(); optimizer.step()\nprint(probe.digest(twin))",
+    "data_parallel": "many = nn.DataParallel(model); train(many)\n"
+    "print(type(many.module), probe.digest(many))",
+    "gan": "makes, judges = nn.Linear(4, 8), nn.Linear(8, 1)\n"
+    "first, second = (torch.optim.Adam(m.parameters(), lr=0.01) for m in (makes, judges))\n"
+    "for _ in range(6):\n"
+    "    second.zero_grad()\n"
+    "    fake = makes(torch.randn(4, 4))\n"
+    "    (judges(fake.detach()).mean() - judges(torch.randn(4, 8)).mean()).backward()\n"
+    "    second.step(); first.zero_grad(); (-judges(fake).mean()).backward(); first.step()\n"
+    "print(probe.digest(makes), probe.digest(judges))",
+    "spawned_training": "import torch.multiprocessing as mp  # as multiprocessing\n"
+    "def work(rank, queue):\n    torch.manual_seed(rank); train(model)\n"
+    "    queue.put((rank, probe.digest(model), sorted(map(str, probe.handlers()))))\n"
+    "if __name__ == '__main__':\n    queue = mp.get_context('spawn').SimpleQueue()\n"
+    "    mp.spawn(work, (queue,), nprocs=2)\n"
+    "    print(sorted(queue.get() for _ in range(2))); train(model)",
     "overridden_methods": "class Mine(nn.Linear):\n    def __call__(self, *a):\n"
     "        calls.append('call'); return super().__call__(*a)\n"
     "class T(torch.Tensor):\n    def to(self, *a, **k):\n"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conformance.cases import CASES, SLOW, script
 from tests.e2e.harness import HERE, run, write
-from traceml_agent.spool.reader import read_spool
+from traceml_agent.spool.digested import read_spool
 
 PROBE = str(HERE.parent / "conformance")
 UNRECORDED: set[str] = set()

@@ -192,3 +192,96 @@ def test_who_forbids_recording_forbids_init(tmp_path, variable, is_on):
     result = run(tmp_path, write(tmp_path, source), enabled=False, **variable)
     assert result.stdout.split() == (["True", "refused"] if is_on else ["False"]), result.stderr
     assert len(result.own_lines) == ("treu" in variable.values())
+
+
+LEFT_OUT = """
+import json, torch
+import traceml_agent as traceml
+from traceml_agent import wrap_backward, wrap_forward, wrap_optimizer
+model = wrap_forward(torch.nn.Linear(4, 1))
+optimizer = wrap_optimizer(torch.optim.SGD(model.parameters(), lr=0.01))
+for _ in range(20):
+    optimizer.zero_grad()
+    wrap_backward(model(torch.ones(2, 4)).sum()).backward()
+    optimizer.step()
+try:
+    traceml.wrap_h2d(torch.ones(2))
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_what_the_settings_leave_out_may_be_wrapped(tmp_path):
+    result = run(tmp_path, write(tmp_path, LEFT_OUT), TRACEML_SKIP="forward,backward,optimizer")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("wrap_h2d: mode='auto' times this already")
+    (spool,) = result.spools
+    assert spool.end.steps == 20
+    assert all(spool.end.phase_ns[phase] > 0 for phase in ("forward", "backward", "optimizer"))
+
+
+DECORATED = """
+import asyncio, sys
+import torch
+import traceml_agent as traceml
+model = torch.nn.Linear(4, 1)
+if sys.argv[1] == "late":
+    decorate = traceml.trace_step(model)
+    traceml.init()
+else:
+    decorate = traceml.trace_step(model)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+def update():
+    optimizer.zero_grad()
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+
+@decorate
+async def step(number):
+    update()
+    await asyncio.sleep(0)
+    update()
+    return number
+
+async def train():
+    return [await step(number) for number in range(7)]
+
+print(asyncio.run(train()))
+try:
+    @decorate
+    def steps():
+        yield
+except TypeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "late"])
+def test_a_step_may_be_a_coroutine_and_never_a_generator(tmp_path, when):
+    script = write(tmp_path, DECORATED)
+    variables = {"TRACEML_DIR": str(tmp_path / "runs")}
+    on = run(tmp_path, script, when, enabled=when == "before", **variables)
+    off = run(tmp_path, script, when, enabled=False, TRACEML_ENABLE="0")
+    assert (on.returncode, on.stdout) == (0, off.stdout), on.stderr
+    assert "steps is a generator function" in on.stdout
+    (spool,) = on.spools
+    assert (spool.end.steps, spool.end.updates) == (7, 14)
+
+
+FORBIDDEN = """
+import traceml_agent as traceml
+traceml.init(run_name="mine")
+from traceml_agent.integrations import huggingface, lightning
+lightning.init()
+try:
+    huggingface.init()
+except ModuleNotFoundError:  # transformers
+    pass
+print(traceml.health())
+"""
+
+
+def test_integrations_that_begin_by_hand_ask_nothing_twice_where_recording_is_forbidden(tmp_path):
+    result = run(tmp_path, write(tmp_path, FORBIDDEN), enabled=False, TRACEML_DISABLE="1")
+    assert (result.returncode, result.stdout) == (0, "{'enabled': False}\n"), result.stderr
