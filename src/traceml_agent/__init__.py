@@ -71,7 +71,8 @@ def __getattr__(name: str) -> Any:
         from traceml_agent import watching as home
     else:
         from traceml_agent import api as home
-    return getattr(home, name)
+    found = globals()[name] = getattr(home, name)  # a scope may take 2 us, this look-up included
+    return found
 
 
 def __dir__() -> list[str]:

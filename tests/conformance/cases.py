@@ -169,11 +169,14 @@ CASES = {
     "        p = torch.distributions.Categorical(logits=model(torch.stack(states)))\n"
     "        l = -p.log_prob(torch.stack(actions)).mean(); optimizer.zero_grad(); l.backward()\n"
     "        optimizer.step(); print(l.item())",
-    "parallel_threads": "from torch.nn.parallel import parallel_apply, replicate\n"
-    "twin = copy.deepcopy(model)\nfor _ in range(6):\n"
-    "    optimizer.zero_grad(); x = torch.randn(4, 8)\n"
-    "    a, b = parallel_apply([model, twin], [x[:2], x[2:]])\n"
-    "    (a.sum() + b.sum()).backward(); optimizer.step()\nprint(probe.digest(twin))",
+    "parallel_threads": "twin = copy.deepcopy(model)\n"
+    "def half(i, m, x):\n    outs[i] = m(x).sum()\nfor _ in range(6):\n"
+    "    optimizer.zero_grad(); x = torch.randn(4, 8); outs = [None, None]\n"
+    "    halves = [threading.Thread(target=half, args=(i, m, x[2 * i : 2 * i + 2]))\n"
+    "              for i, m in enumerate((model, twin))]\n"
+    "    for t in halves: t.start()\n"
+    "    for t in halves: t.join()\n"
+    "    (outs[0] + outs[1]).backward(); optimizer.step()\nprint(probe.digest(twin))",
     "data_parallel": "many = nn.DataParallel(model); train(many)\n"
     "print(type(many.module), probe.digest(many))",
     "gan": "makes, judges = nn.Linear(4, 8), nn.Linear(8, 1)\n"

@@ -1,5 +1,6 @@
 """What a script of the corpus tells about its own process. Imported by the scripts, by name."""
 
+import ast
 import hashlib
 import os
 import re
@@ -8,9 +9,7 @@ import subprocess
 import sys
 import threading
 
-_ENVIRONMENT = (
-    "import os; print(sorted((k, v) for k, v in os.environ.items() if k[:8] != 'TRACEML_'))"
-)
+_ENVIRONMENT = "import os; print(sorted(os.environ.items()))"
 
 
 def before():
@@ -29,9 +28,18 @@ def after(*models):
     child = subprocess.run(
         [sys.executable, "-S", "-c", _ENVIRONMENT], capture_output=True, text=True, check=False
     )
-    print("environment of a child", child.stdout, child.stderr)
+    print("environment of a child", without_own(child.stdout), child.stderr)
     hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook)
     print("hooks", [hook.__module__ for hook in hooks], sys.gettrace(), sys.getprofile())
+
+
+def without_own(printed):
+    """The environment of a child without the variables that this process was started with to turn
+    the agent on; others of that kind would be put there by the agent."""
+    with open("/proc/self/environ") as file:
+        begun = {line.partition("=")[0] for line in file.read().split("\0")}
+    own = {name for name in begun if name.startswith("TRACEML_")}
+    return [item for item in ast.literal_eval(printed) if item[0] not in own]
 
 
 def digest(model):
@@ -60,12 +68,13 @@ def descriptors():
         r"/runs/|^/memfd:traceml-|^/proc/(\d+/|pressure/|stat$|meminfo$)|^/sys/fs/cgroup/"
         r"|/traceml_agent/.*\.pyc?$"
     )
-    found = set()  # how many pipes there are is a matter of when a queue is collected
+    found = []
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
             continue  # the descriptor of the listing itself
         if not own.search(target):
-            found.add(re.sub(r"\[\d+\]|_\d+_\d+_\d+", "", target))
-    return sorted(found)
+            found.append(re.sub(r"\[\d+\]|_\d+_\d+_\d+", "", target))
+    # How many pipes there are is a matter of when a queue is collected.
+    return sorted([name for name in found if name != "pipe:"] + ["pipe:"] * ("pipe:" in found))

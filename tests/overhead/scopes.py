@@ -7,6 +7,7 @@ and what the agent's thread takes to turn scopes into lines of a spool.
 
 import time
 
+import traceml_agent as traceml
 from traceml_agent import api
 from traceml_agent.capture import scopes, span_log
 from traceml_agent.spool.format import encode
@@ -18,17 +19,17 @@ def block_of_scopes() -> float:
     """Nanoseconds a scope."""
     begun = time.perf_counter_ns()
     for number in range(CALLS):
-        with api.scope("load", number):
+        with traceml.scope("load", number):
             pass
     return (time.perf_counter_ns() - begun) / CALLS
 
 
 def block_of_marks() -> float:
     """Nanoseconds a mark."""
-    with api.scope("load"):
+    with traceml.scope("load"):
         begun = time.perf_counter_ns()
         for number in range(CALLS):
-            api.mark("loss", number)
+            traceml.mark("loss", number)
         return (time.perf_counter_ns() - begun) / CALLS
 
 
@@ -45,8 +46,8 @@ def block_of_writing(tree: scopes.Tree) -> float:
     """Nanoseconds to write a scope with one mark."""
     tree.fresh.clear()
     for number in range(CALLS):
-        with api.scope("load", number):
-            api.mark("loss", 0.5)
+        with traceml.scope("load", number):
+            traceml.mark("loss", 0.5)
     begun = time.perf_counter_ns()
     for record in span_log.take(begun):
         encode(record)
