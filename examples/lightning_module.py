@@ -1,7 +1,7 @@
 """A LightningModule: `TRACEML_ENABLE=1 python examples/lightning_module.py`.
 
 Needs `pip install lightning traceml-agent`. The import hook of the agent sees the Trainer; with
-`--by-hand` its callback is given as well, which counts nothing twice.
+`--by-hand` it is started and its callback given by the script, which counts nothing twice.
 """
 
 import sys
@@ -49,9 +49,10 @@ def main(by_hand: bool) -> None:
     pl.seed_everything(0)
     callbacks: list[pl.Callback] = [ModelCheckpoint("checkpoints", every_n_train_steps=4)]
     if by_hand:
-        from traceml_agent.integrations.lightning import TraceMLCallback
+        from traceml_agent.integrations import lightning
 
-        callbacks.append(TraceMLCallback())
+        lightning.init()
+        callbacks.append(lightning.TraceMLCallback())
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=3,

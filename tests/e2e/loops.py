@@ -562,6 +562,19 @@ def checkpointing():
     return model, BATCHES, BATCHES
 
 
+def checkpointing_reentrant():
+    """A backward pass within the one that is counted, for each block."""
+    model = Net()
+    optimizer = sgd(model)
+    for inputs, labels in loader():
+        optimizer.zero_grad()
+        inputs.requires_grad_()
+        hidden = torch.utils.checkpoint.checkpoint(model.body, inputs, use_reentrant=True)
+        nn.functional.cross_entropy(model.head(hidden), labels).backward()
+        optimizer.step()
+    return model, BATCHES, BATCHES
+
+
 def sequential_nested():
     return plain(
         DataLoader(TensorDataset(torch.randn(48, 8), torch.arange(48) % 3), batch_size=BATCH),
@@ -581,7 +594,7 @@ LOOPS = {
         manual_data_loader, manual_data_no_loader, autograd_grad, tensors_only, zipped_loaders,
         one_batch_many_steps, fetch_ahead, loader_made_anew, early_break,
         two_optimizers_one_backward, optimizer_in_backward, in_a_thread, overrides_call,
-        caught_error, checkpointing, sequential_nested,
+        caught_error, checkpointing, checkpointing_reentrant, sequential_nested,
     )
 }  # fmt: skip
 

@@ -179,11 +179,15 @@ trainer(lambda **rest: TraceMLTrainer(traceml_enabled=False, **rest), [Ending], 
 """
 
 
+@pytest.mark.parametrize("begun", ["by both", "by hand alone", "by the program"])
 def test_several_trainings_by_hand_each_end_where_they_end_and_nothing_counts_twice(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, begun: str
 ) -> None:
     script = write(tmp_path, BY_HAND)
-    on = engine.run("python", script, **OFFLINE)
+    extra = {"TRACEML_SKIP": "huggingface"} if begun == "by hand alone" else {}
+    if begun == "by the program":
+        extra = {"TRACEML_DIR": str(tmp_path / "runs")}
+    on = engine.run("python", script, enabled=begun != "by the program", **OFFLINE, **extra)
     off = engine.run("python", script, TRACEML_ENABLE="0", **OFFLINE)
     assert (on.returncode, off.returncode) == (1, 1)
     assert on.run_dir == off.run_dir  # the second one left none

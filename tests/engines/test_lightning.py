@@ -150,10 +150,10 @@ for epoch in range(2):
 """
 
 
-def on_and_off(engine: Engine, *command: str) -> Result:
+def on_and_off(engine: Engine, *command: str, **extra: str) -> Result:
     """The result with the agent on, which printed and computed what it did without."""
-    off = engine.run("python", *command, enabled=False)
-    on = engine.run("python", *command)
+    off = engine.run("python", *command, TRACEML_ENABLE="0")
+    on = engine.run("python", *command, enabled="TRACEML_DIR" not in extra, **extra)
     assert (on.returncode, off.returncode) == (0, 0), on.stderr
     assert same_lines(on.stdout, off.stdout)
     assert on.stdout.strip()
@@ -172,10 +172,14 @@ def counts(spool: Spool) -> tuple[int, int, int]:
     return spool.end.steps, spool.end.micro_batches, spool.end.updates
 
 
+@pytest.mark.parametrize("begun", ["by both", "by hand alone", "by the program"])
 def test_a_trainer_has_its_steps_evaluations_checkpoints_and_epochs_once_with_hook_and_callback(
-    engine: Engine,
+    engine: Engine, tmp_path: Path, begun: str
 ) -> None:
-    on = on_and_off(engine, EXAMPLE, "--by-hand")
+    extra = {"TRACEML_SKIP": "lightning"} if begun == "by hand alone" else {}
+    if begun == "by the program":
+        extra = {"TRACEML_DIR": str(tmp_path / "runs")}
+    on = on_and_off(engine, EXAMPLE, "--by-hand", **extra)
     (spool,) = on.spools
     assert spool.statuses["lightning"] == spool.statuses["fabric"] == "active"
     assert counts(spool) == (18, 36, 18)

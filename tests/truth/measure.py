@@ -100,24 +100,36 @@ def outcome_of(scenario: Scenario, summary: dict[str, Any], truth: dict[str, flo
     ]
     of_cause = [f for f in findings if f["kind"] in scenario.kinds]
     named = next((f for f in of_cause if f["place"]), next(iter(of_cause), None))
-    cost, saving, place = ((named or {}).get(key) for key in ("cost", "saving", "place"))
+    saving, place = ((named or {}).get(key) for key in ("saving", "place"))
     steps_s = summary["ledger"]["ranks"][0]["steps"] and _in_steps(summary)
-    claimed = None
-    if cost is not None and cost["run_s"] is not None and steps_s:
-        claimed = cost["run_s"] * cost.get("line_share", 1.0) / steps_s
+    claimed = None if named is None else _claimed_s(named, of_cause)
     return Outcome(
         primary=summary["primary_diagnosis"]["kind"],
         cause=summary["primary_diagnosis"]["evidence"].get("cause"),
         kinds=tuple(f["kind"] for f in findings),
         found=None if named is None else named["kind"],
         place=None if place is None else (Path(place["file"]).name, place["line"]),
-        share=claimed,
+        share=claimed / steps_s if claimed is not None and steps_s else None,
         true_share=truth["lost_s"] / steps_s if scenario.has_share and steps_s else None,
         step_ms=summary["step_time"]["global"]["average"]["step_time_ms"],
         low_ms=None if saving is None else saving["step_low_ms"],
         high_ms=None if saving is None else saving["step_high_ms"],
         seconds=truth["train_s"],
     )
+
+
+def _claimed_s(named: dict[str, Any], of_cause: Sequence[dict[str, Any]]) -> float | None:
+    """Seconds of the run: of the cause that was found behind it, where there is one; else of the
+    line that it names in its phase; else all of it."""
+    finding = named
+    if named["kind"] == "RESIDUAL_HEAVY":
+        finding = next((f for f in of_cause if f["explains"] == named["id"]), named)
+    cost = finding["cost"]
+    if cost is None or cost["run_s"] is None:
+        return None
+    is_phase = finding["kind"] in ("RESIDUAL_HEAVY", "INPUT_BOUND")
+    part = finding["evidence"].get("line_share") if is_phase and finding["place"] else None
+    return float(cost["run_s"] * (1.0 if part is None else part))
 
 
 def is_right_cause(scenario: Scenario, outcome: Outcome) -> bool:
