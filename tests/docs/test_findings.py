@@ -138,7 +138,8 @@ def test_thresholds_on_the_page_are_those_of_the_code() -> None:
     names("SLOW_LINE", lines.NAMED_SAMPLES, 100 * lines.LINE_INFO)
     names("INPUT_WITHOUT_LOADER", *shares)
     assert f"names one if it takes {100 * lines.NAMED_SHARE:g} % of the phase" in PAGE
-    names("GC_PAUSES", 100 * causes.GC_WARN, 100 * seen.CRIT, NOTED_NS / 1e6)
+    gc_limits = (100 * causes.GC_WARN, 100 * seen.CRIT, NOTED_NS / 1e6, causes.LEAST_COLLECTED)
+    names("GC_PAUSES", *gc_limits)
     names(
         "ALLOCATION_CHURN",
         100 * host_causes.CHURN_WARN,

@@ -349,3 +349,31 @@ def test_spikes_with_the_period_of_any_sampling_are_still_spikes():
     column[::20] = [30 * MS] * 2_000
     baseline = baseline_of(column, 0)
     assert above(column, baseline) == list(range(0, 40_000, 20))
+
+
+@pytest.mark.parametrize(
+    ("at", "severity"),
+    [([77], "info"), ([31, 77, 180], "warn"), ([31, 77, 112, 140, 163, 170, 188], "crit")],
+)
+def test_one_long_pause_is_no_pattern(tmp_path, at, severity):
+    durations = noisy(200, 5)  # 10 ms each, and 2 s in all
+    for index in at:
+        durations[index] += 450 / min(3, len(at))
+    run_of(tmp_path, steps(200, durations=durations))
+    issues = fold(tmp_path).payload["causes"]["issues"]
+    (finding,) = [i for i in issues if i["kind"] == "SPIKES"]
+    assert finding["severity"] == severity
+
+
+@pytest.mark.parametrize(("collections", "severity"), [(2, "info"), (3, "warn")])
+def test_two_collections_are_those_of_any_process(tmp_path, collections, severity):
+    durations, events, start = noisy(200, 5), [], FIRST_STEP_NS
+    for index in range(200):
+        if index in (40, 93, 151)[:collections]:
+            durations[index] += 60
+            events.append(Event("gc", start + MS, 60 * MS, index + 1, {"generation": 2}))
+        start += round(durations[index] * MS)
+    run_of(tmp_path, steps(200, durations=durations), more=events)
+    issues = fold(tmp_path).payload["causes"]["issues"]
+    (finding,) = [i for i in issues if i["kind"] == "GC_PAUSES"]
+    assert finding["severity"] == severity

@@ -472,7 +472,7 @@ def _healthy() -> Iterator[Scenario]:
             steps="60", epochs="2", loader="num_workers=1, persistent_workers=True", width="64"
         ),
         "adam": program(optimizer="torch.optim.Adam(model.parameters())"),
-        "small-steps": program(width="64", hidden="128", steps="400"),
+        "small-steps": program(width="128", hidden="512", batch="32", steps="400"),
         "large-steps": program(batch="256", steps="40"),
         "slow-warm-up": program(after="if FAULT and step <= 10: time.sleep(0.2)"),
         "slow-first-step": program(after="if FAULT and step == 1: time.sleep(3.0)"),

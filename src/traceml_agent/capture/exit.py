@@ -15,12 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from traceml_agent.capture.ending import (
+    code_of_exit,
+    failure,
+    left_by_system_exit,
+    status_of_code,
+    uncaught,
+)
 from traceml_agent.capture.nothing import say_why_nothing
 from traceml_agent.capture.say import say, takes_unicode
 from traceml_agent.capture.scopes import HERE
 from traceml_agent.capture.session import SESSION, Session
 from traceml_agent.capture.signals import handlers_wait
-from traceml_agent.guard import guard, or_none
+from traceml_agent.guard import guard
 
 if TYPE_CHECKING:
     from traceml_agent.capture.recorder import Ending, Recorder
@@ -110,7 +117,7 @@ def finish(end: "Ending") -> None:
 def finish_early(error: BaseException | None) -> None:
     """The training is over, with this error, in a process that its launcher will kill."""
     if SESSION.pid == os.getpid():
-        status, _, what, stack = ("finished", 0, None, None) if error is None else _failure(error)
+        status, _, what, stack = ("finished", 0, None, None) if error is None else failure(error)
         finish((status, None, what, stack))
 
 
@@ -125,7 +132,7 @@ def shut_down() -> None:
     if not is_first:
         return
     with guard("shutdown"):
-        was_interrupted = isinstance(_uncaught(), KeyboardInterrupt)
+        was_interrupted = isinstance(uncaught(), KeyboardInterrupt)
         if SESSION.recorder is None:
             say_why_nothing()
         else:
@@ -139,7 +146,7 @@ def _how_it_goes() -> "Ending":
     """The ending of a process that may go on: its exit code is known only when it exits."""
     error = sys.exc_info()[1]
     of_a_loop = isinstance(error, (StopIteration, StopAsyncIteration, GeneratorExit))
-    leaves = error is not None or _uncaught() is not None or _LEAVING.exit_code is not None
+    leaves = error is not None or uncaught() is not None or _LEAVING.exit_code is not None
     return _how_it_ended() if leaves and not of_a_loop else ("finished", None, None, None)
 
 
@@ -204,57 +211,14 @@ def _remember_interrupt() -> None:
 
 def _how_it_ended() -> "Ending":
     """Status, exit code, exception and stack, as far as they can be seen from inside."""
-    error = sys.exc_info()[1] or _uncaught()
+    error = sys.exc_info()[1] or uncaught()
     if isinstance(error, SystemExit):
-        return _status_of_code(_code_of(error.code))
+        return status_of_code(code_of_exit(error.code))
     if error is not None:
-        return _failure(error)
+        return failure(error)
     if _LEAVING.exit_code is not None and _LEAVING.exit_code_step == SESSION.tracker.since:
-        return _status_of_code(_LEAVING.exit_code)
-    return "finished", None if _left_by_system_exit() else 0, None, None
-
-
-def _failure(error: BaseException) -> "Ending":
-    from traceml_agent.redact import describe, own_secrets, places
-
-    secrets = own_secrets()
-    stack = places(error.__traceback__, secrets)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130, "KeyboardInterrupt", stack
-    return "failed", 1, describe(type(error), or_none(str)(error), secrets), stack
-
-
-def _status_of_code(code: int) -> "Ending":
-    return ("finished" if code == 0 else "failed"), code, None, None
-
-
-def _uncaught() -> BaseException | None:
-    """The exception that Python printed; in an interactive session an older cell may own it."""
-    if hasattr(sys, "ps1") or _in_ipython():
-        return None
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    return error if isinstance(error, BaseException) else None
-
-
-@or_none
-def _in_ipython() -> bool:
-    """Whether this is a shell or kernel of IPython; libraries import it in plain scripts too."""
-    module = sys.modules.get("IPython")
-    return module is not None and module.get_ipython() is not None
-
-
-def _left_by_system_exit() -> bool:
-    """Whether a script raised SystemExit itself: then Python never came to forget `__file__`."""
-    main = sys.modules.get("__main__")
-    is_script = SESSION.script is not None and getattr(main, "__spec__", None) is None
-    return is_script and "__file__" in vars(main)
-
-
-def _code_of(code: Any) -> int:
-    """What the shell sees for `sys.exit(code)`."""
-    if code is None:
-        return 0
-    return code & 0xFF if isinstance(code, int) else 1
+        return status_of_code(_LEAVING.exit_code)
+    return "finished", None if left_by_system_exit() else 0, None, None
 
 
 def _wrap_exits() -> None:
@@ -265,7 +229,7 @@ def _wrap_exits() -> None:
 
     def exit(status: Any = None, /) -> Any:
         if SESSION.pid == os.getpid():
-            _LEAVING.exit_code = _code_of(status)
+            _LEAVING.exit_code = code_of_exit(status)
             _LEAVING.exit_code_step = SESSION.tracker.since
         try:
             real_exit(status)
@@ -277,7 +241,7 @@ def _wrap_exits() -> None:
         if SESSION.pid == os.getpid() and _LEAVING.finished_pid != os.getpid():
             _LEAVING.finished_pid = os.getpid()
             with guard("os._exit"):
-                close_spool(_status_of_code(_code_of(status)), time.monotonic() + WAIT_S)
+                close_spool(status_of_code(code_of_exit(status)), time.monotonic() + WAIT_S)
         real_os_exit(status)
 
     exit.__doc__, _exit.__doc__ = real_exit.__doc__, real_os_exit.__doc__

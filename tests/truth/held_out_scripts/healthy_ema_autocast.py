@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 @dataclass(frozen=True)
 class Options:
     steps: int = 120
-    batch: int = 8
-    width: int = 128
+    batch: int = 192
+    width: int = 256
     blocks: int = 3
     accumulate: int = 2
     seed: int = 103

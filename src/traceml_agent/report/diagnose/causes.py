@@ -26,6 +26,8 @@ LOGGING_WARN = 0.02
 RECOMPILE_WARN = 0.01
 STOPPED_WARN = 0.02
 """Shares of the time in steps. Source: "Ours" in the table of causes in signals.md."""
+LEAST_COLLECTED = 3
+"""Steps with a collection. Chosen: each process has one or two, of all that the imports made."""
 SELDOM = 0.5
 """Of the steps: what is in more of them is a part of the training, and no evaluation. Chosen."""
 _EVERY_N = {
@@ -125,6 +127,8 @@ def _gc(seen: Seen) -> Issue | None:
     severity = band(lost.share, GC_WARN, CRIT, seen.steps) or ("info" if spikes else None)
     if severity is None:
         return None
+    if lost.steps < LEAST_COLLECTED:
+        severity = "info"
     longest = max((e.duration_ns or 0 for e in lost.events), default=0) / 1e6
     place = common_place(lost.events)
     called = sum(1 for event in lost.events if "at" in event.detail)
