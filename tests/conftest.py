@@ -8,6 +8,7 @@ MEASURED = (
     "e2e/test_attempts.py",
     "e2e/test_causes.py",
     "e2e/test_collectives.py",
+    "e2e/test_examples.py",
     "e2e/test_flops.py",
     "e2e/test_input_pipeline.py",
     "e2e/test_lines.py",
