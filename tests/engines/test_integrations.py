@@ -223,24 +223,39 @@ def test_a_loop_with_accelerate_is_recorded_and_its_saving_and_logging_have_name
     assert outline(on) == [(f"epoch[{number}]", 4, 1) for number in range(3)]
 
 
-@pytest.mark.parametrize("stage", ["1", "2", "3"])
-def test_an_update_of_deepspeed_is_one_in_however_many_pieces_its_optimizer_steps(
-    engine: Engine, port: str, stage: str
+def test_each_rank_of_a_loop_with_accelerate_counts_its_own_micro_batches(
+    engine: Engine, port: str
 ) -> None:
-    command = (*TORCHRUN, port, str(EXAMPLES / "deepspeed_zero.py"), "--stage", stage)
-    on = engine.run(*command, **ON_CPU)
-    assert on.returncode == 0, on.stderr
+    command = (*TORCHRUN, port, str(EXAMPLES / "accelerate_loop.py"))
+    on, off = engine.run(*command), engine.run(*command, enabled=False)
+    assert (on.returncode, off.returncode) == (0, 0), on.stderr
+    assert same_lines(on.stdout, off.stdout)
     assert_one_run(on, "torchrun", steps=6)
     for spool in on.spools:
-        assert micro_batches(spool) == [2] * 6
-        assert spool.end.updates == 6
+        assert micro_batches(spool) == [3, 2] * 3
+        assert [step for _, step in events(spool, "checkpoint")] == [2, 4, 6]
+    assert outline(on) == [(f"epoch[{number}]", 2, 1) for number in range(3)]
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [("1", 1), ("1", 2), ("2", 2), ("3", 2)])
+def test_an_update_of_deepspeed_is_one_in_however_many_pieces_its_optimizer_steps(
+    engine: Engine, port: str, stage: str, ranks: int
+) -> None:
+    launcher = [str(ranks) if word == "2" else word for word in TORCHRUN]
+    command = (*launcher, port, str(EXAMPLES / "deepspeed_zero.py"), "--stage", stage)
+    on = engine.run(*command, **ON_CPU)
+    assert on.returncode == 0, on.stderr
+    steps = 12 // ranks
+    assert_one_run(on, "torchrun", steps=steps, ranks=ranks)
+    for spool in on.spools:
+        assert micro_batches(spool) == [2] * steps
+        assert spool.end.updates == steps
         assert [call for call, _ in events(spool, "checkpoint")] == [
             "DeepSpeedEngine.save_checkpoint"
         ]
-    if stage == "3":
-        off = engine.run(*command, enabled=False, **ON_CPU)
-        losses = [
-            sorted(line for line in result.stdout.splitlines() if line.startswith("rank "))
-            for result in (on, off)
-        ]
-        assert len(losses[0]) == 2 and losses[0] == losses[1]
+    off = engine.run(*command, enabled=False, **ON_CPU)
+    losses = [
+        sorted(line for line in result.stdout.splitlines() if line.startswith("rank "))
+        for result in (on, off)
+    ]
+    assert len(losses[0]) == ranks and losses[0] == losses[1]

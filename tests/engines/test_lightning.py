@@ -123,6 +123,7 @@ for bad in (None, None, 2):
 """
 
 FABRIC = """
+import os
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers import CSVLogger
@@ -130,7 +131,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 torch.set_num_threads(1)
-fabric = Fabric(accelerator="cpu", devices=1, loggers=CSVLogger("logs"))
+devices = int(os.environ["DEVICES"])
+fabric = Fabric(accelerator="cpu", devices=devices, loggers=CSVLogger("logs"))
 fabric.launch()
 fabric.seed_everything(0, verbose=False)
 model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -145,14 +147,52 @@ for epoch in range(2):
             optimizer.step()
             optimizer.zero_grad()
             fabric.log("loss", loss)
-        print(loss.item())
+        print(f"{fabric.global_rank} {loss.item()}\\n", end="", flush=True)
     fabric.save("fabric.ckpt", {"model": model})
+"""
+
+ACCUMULATED = """
+import sys
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+torch.set_num_threads(1)
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).square().mean()
+        print(f"{self.global_rank} {loss.item()}\\n", end="", flush=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("norm", self.layer(batch).norm(), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.layer.parameters(), 0.1)
+
+
+if __name__ == "__main__":
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=2, max_epochs=2, strategy=sys.argv[1],
+        accumulate_grad_batches=4, num_sanity_val_steps=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    data = torch.randn(36, 4)
+    trainer.fit(Net(), DataLoader(data, batch_size=2), DataLoader(data[:8], batch_size=2))
 """
 
 
 def on_and_off(engine: Engine, *command: str, **extra: str) -> Result:
     """The result with the agent on, which printed and computed what it did without."""
-    off = engine.run("python", *command, TRACEML_ENABLE="0")
+    off = engine.run("python", *command, **extra | {"TRACEML_ENABLE": "0"})
     on = engine.run("python", *command, enabled="TRACEML_DIR" not in extra, **extra)
     assert (on.returncode, off.returncode) == (0, 0), on.stderr
     assert same_lines(on.stdout, off.stdout)
@@ -245,10 +285,34 @@ def _each(batch: Steps) -> list[int]:
     return [updates] * batch.count if isinstance(updates, int) else updates
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn", "ddp_fork"])
+def test_accumulated_batches_of_two_ranks_are_steps_whoever_starts_the_ranks(
+    engine: Engine, tmp_path: Path, strategy: str
+) -> None:
+    """Of 9 batches a rank each epoch has steps of 4, 4 and 1."""
+    on = on_and_off(engine, write(tmp_path, ACCUMULATED), strategy)
+    spools = [spool for spool in on.spools if spool.end is not None and spool.end.steps]
+    assert [spool.header.identity.rank for spool in spools] == [0, 1]
+    for spool in spools:
+        assert counts(spool) == (6, 18, 6)
+        assert events(spool, "eval", "batches") == [(3, 2), (6, 2)]
+        assert events(spool, "epoch", "epoch") == [(3, 0), (6, 1)]
+
+
+def test_a_loop_of_fabric_on_two_ranks_has_the_steps_of_each(
+    engine: Engine, tmp_path: Path
+) -> None:
+    on = on_and_off(engine, write(tmp_path, FABRIC), DEVICES="2")
+    assert [counts(spool) for spool in on.spools] == [(6, 12, 6)] * 2
+    for spool in on.spools:
+        assert [done for _, done in events(spool, "checkpoint", "steps_done")] == [3, 6]
+    assert fold(on.run_dir).payload["meta"]["world_size"] == 2
+
+
 def test_a_loop_of_fabric_has_its_steps_checkpoints_and_logging(
     engine: Engine, tmp_path: Path
 ) -> None:
-    on = on_and_off(engine, write(tmp_path, FABRIC))
+    on = on_and_off(engine, write(tmp_path, FABRIC), DEVICES="1")
     (spool,) = on.spools
     assert counts(spool) == (12, 24, 12)
     assert [done for _, done in events(spool, "checkpoint", "steps_done")] == [6, 12]
