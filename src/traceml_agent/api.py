@@ -86,8 +86,9 @@ def scope(name: str, index: int | None = None, **attrs: Any) -> "Span | Nothing"
     out and counted. A scope is closed when its block is left, also by an exception, and with it
     whatever was left open inside. What a task opens or marks after that belongs to the next scope
     around it. The newest 100,000 closed ones are kept (TRACEML_TRACE_MAX_SPANS). Of `attrs`
-    numbers, texts, and lists, tuples and dicts of such are kept; of anything else the name of its
-    type, so that no batch lives on.
+    numbers, texts, and lists, tuples and dicts of such (up to 64 items, three within one another)
+    are kept, paths, devices and dtypes as text; of anything else the name of its type, so that no
+    batch lives on.
 
     In a process that trains, closed ones go to its spool within half a second, and those of one
     name are summed up in the summary; in any other process they stay in memory. TRACEML_OUTPUT

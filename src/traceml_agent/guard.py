@@ -75,9 +75,12 @@ def code_of(handler: Any) -> CodeType | None:
     one in C, and where there is none."""
     while isinstance(handler, partial):
         handler = handler.func
-    if callable(handler) and not hasattr(handler, "__code__"):
-        handler = type(handler).__call__
-    code = getattr(handler, "__code__", None)
+    try:
+        if callable(handler) and not hasattr(handler, "__code__"):
+            handler = type(handler).__call__
+        code = getattr(handler, "__code__", None)
+    except Exception:  # noqa: BLE001  # an object whose attributes raise
+        return None
     return code if isinstance(code, CodeType) else None
 
 
@@ -118,12 +121,10 @@ def guarded(where: str, action: Callable[[], None]) -> None:
 
 def to_nobody(action: Callable[[], object]) -> bool:
     """Calls what is the program's own when that is over, where nobody is left to catch what it
-    raises but KeyboardInterrupt. True where it ended without."""
+    raises. True where it ended without."""
     try:
         action()
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # noqa: BLE001  # SystemExit of a handler of SIGTERM too
+    except BaseException:  # noqa: BLE001  # SystemExit of a handler of SIGTERM, and Ctrl-C, too
         return False
     return True
 

@@ -77,8 +77,6 @@ def init(
     ask(request)
     if objection() is None:
         _arm(request)
-        if "traceml_agent.api" in sys.modules:
-            sys.modules["traceml_agent.api"].settings_changed()
 
 
 def shutdown() -> None:
@@ -231,6 +229,8 @@ def _arm(request: Request) -> None:
     from traceml_agent.guard import guard
 
     with guard("init"):
+        if "traceml_agent.api" in sys.modules:
+            sys.modules["traceml_agent.api"].settings_changed()
         if _STARTUP not in sys.modules:
             from traceml_agent.startup import activate
 

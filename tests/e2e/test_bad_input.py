@@ -223,7 +223,8 @@ def test_runs_lie_in_the_state_directory_of_the_user_or_elsewhere_if_that_takes_
     home.mkdir()
     if not may_write:  # root writes anywhere, but not into a file
         (home / ".local").write_text("")
-    result = run(tmp_path, script(tmp_path), enabled=False, TRACEML_ENABLE="1", HOME=str(home))
+    variables = {"TRACEML_ENABLE": "1", "HOME": str(home), "XDG_STATE_HOME": ""}
+    result = run(tmp_path, script(tmp_path), enabled=False, **variables)
     assert result.returncode == 0
     (summary,) = tmp_path.rglob("final_summary.json")
     runs = home / ".local/state/traceml-agent/runs"

@@ -5,7 +5,7 @@ import json
 from tests.e2e.harness import Result, run, write
 
 HEAD = """
-import asyncio, copy, gc, json, pickle, sys, threading, time, weakref
+import asyncio, copy, gc, json, pathlib, pickle, sys, threading, time, weakref
 import torch
 from torch.utils.data import DataLoader
 import traceml_agent as traceml
@@ -29,7 +29,8 @@ class Batch:
 batch, lost = Batch(), torch.ones(2, requires_grad=True)
 graph = (lost * 2).sum()
 held = [weakref.ref(batch), weakref.ref(graph)]
-with scope("step", data={"x": batch}, losses=[graph], lr=0.1, shape=(2, 3), of=torch.float32):
+with scope("step", data={"x": batch}, losses=[graph], lr=0.1, of=torch.float32,
+           shape=torch.ones(2, 3).shape, pairs={(1, 2): 3, (4, 5): 6}, where=pathlib.Path("a/b")):
     mark("loss", 1.0, of=batch)
 del batch, graph
 gc.collect()
@@ -43,7 +44,7 @@ def test_what_a_scope_is_given_does_not_live_on(tmp_path):
     assert found["alive"] == [False, False]
     assert found["attrs"] == {
         "data": "{'x': '<Batch>'}", "losses": "['<Tensor>']", "lr": 0.1, "shape": "(2, 3)",
-        "of": "torch.float32",
+        "of": "torch.float32", "pairs": "{(1, 2): 3, (4, 5): 6}", "where": "a/b",
     }  # fmt: skip
 
 
@@ -54,11 +55,12 @@ async def background():
     with scope("after"):
         pass
 
+turns = []
+
 async def again(left):
     with scope("turn"):
         if left:
-            asyncio.create_task(again(left - 1))
-    await asyncio.sleep(0)
+            turns.append(asyncio.create_task(again(left - 1)))
 
 async def main():
     with scope("outer"):
@@ -66,7 +68,8 @@ async def main():
             task = asyncio.create_task(background())
         await task
     await again(200)
-    await asyncio.sleep(0.1)
+    for turn in turns:  # each adds another one
+        await turn
 
 asyncio.run(main())
 model = torch.nn.Linear(2, 1)
@@ -122,6 +125,42 @@ def test_a_scope_that_several_threads_enter_is_closed_in_each_on_its_own(tmp_pat
 
 
 LOOPS = """
+class Anew:
+    def __iter__(self):
+        self.left = 3
+        return self
+
+    def __next__(self):
+        self.left -= 1
+        if self.left < 0:
+            raise StopIteration
+        return self.left
+
+class Bad:
+    count = 0
+
+    def __next__(self):
+        self.count += 1
+        if self.count == 2:
+            raise ValueError(self.count)
+        if self.count == 5:
+            raise StopIteration
+        return self.count
+
+class Rows:
+    def __getitem__(self, index):
+        if index == 2:
+            raise IndexError
+        return index
+
+anew, source, bad = batches(Anew()), batches(Bad()), []
+while True:
+    try:
+        bad.append(next(source))
+    except ValueError as error:
+        bad.append(str(error))
+    except StopIteration:
+        break
 loader = DataLoader(list(range(8)), batch_size=2)
 loop = batches(loader)
 again = copy.copy(loop)
@@ -134,7 +173,8 @@ print(json.dumps({
     "reversed": list(reversed(epochs([1, 2]))), "extra": loader.extra,
     "hint": read.__length_hint__(),
     "read": [*read, *read], "twice": [len(list(loop)), len(list(loop))],
-    "next": next(iter(batches([7]))),
+    "next": next(iter(batches([7]))), "of": len(iter(loop)), "getitem": [*batches(Rows())],
+    "anew": [[*anew], [*anew]], "bad": bad,
 }))
 """
 
@@ -144,6 +184,7 @@ def test_what_is_gone_through_stays_what_it_was(tmp_path):
     off, _ = told(tmp_path, LOOPS, TRACEML_ENABLE="0")
     assert found == off
     assert (found["is"], found["len"], found["twice"]) == (True, 4, [4, 4])
+    assert (found["anew"], found["bad"]) == ([[2, 1, 0], [2, 1, 0]], [1, "2", 3, 4])
 
 
 ODD = """
@@ -198,3 +239,31 @@ def test_what_init_sets_counts_after_the_first_scope_too(tmp_path):
     assert [line.split(" - ")[0] for line in result.stdout.splitlines()[:-1]] == [
         f"s[{number}]" for number in range(5)
     ]
+
+
+DEEP = """
+shared = scope("node")
+
+def walk(left):
+    if left:
+        with shared:
+            walk(left - 1)
+
+walk(70)
+depth, open_now = 0, [n for n in trace("dict")["roots"]]
+while open_now:
+    depth, open_now = depth + 1, open_now[0]["children"]
+with scope("outer"):
+    walk(70)
+    mark("here", 1)
+outer = [n for n in trace("dict")["roots"] if n["name"] == "outer"]
+print(json.dumps({"depth": depth, "marks": outer[0]["marks"],
+                  "closed": outer[0]["end_ns"] is not None}))
+"""
+
+
+def test_a_scope_that_enters_itself_beyond_the_limit_closes_in_order(tmp_path):
+    found, _ = told(tmp_path, DEEP)
+    assert found["depth"] == 64
+    assert found["marks"] == [{"name": "here", "value": 1, "kind": "point"}]
+    assert found["closed"]

@@ -64,6 +64,7 @@ def test_an_alarm_that_raises_while_the_agent_is_at_work_reaches_the_program(tmp
 
 AT_EXIT = """
 import atexit, signal, sys
+atexit.register(lambda: sys.stderr.write(f"after that {signal.getsignal(signal.SIGALRM)!r}\\n"))
 import torch
 
 count = 0
@@ -73,8 +74,9 @@ def died(number, frame):
     count += 1
     if count == 5:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         sys.stderr.write("died 5 times with a frame\\n" if frame is not None else "")
-        raise RuntimeError("a worker died")
+    raise {error}
 
 signal.signal(signal.SIGALRM, died)
 atexit.register(signal.setitimer, signal.ITIMER_REAL, 0.001, 0.001)  # just before the agent's
@@ -87,10 +89,14 @@ for _ in range(10):
 """
 
 
-def test_a_handler_that_raises_while_the_last_records_are_written_waits(tmp_path):
-    result = run(tmp_path, write(tmp_path, AT_EXIT))
+@pytest.mark.parametrize(
+    "error", ["RuntimeError", "TimeoutError", "KeyboardInterrupt", "SystemExit(3)"]
+)
+def test_a_handler_that_raises_while_the_last_records_are_written_waits(tmp_path, error):
+    result = run(tmp_path, write(tmp_path, AT_EXIT.replace("{error}", error)))
     assert result.returncode == 0
     assert result.summary["run_context"]["run"]["status"] == "finished"
     assert result.summary["traceml_agent"]["faults"] == []
     assert "died 5 times with a frame" in result.stderr
     assert "Traceback" not in result.stderr  # nobody is left to catch it
+    assert "after that <Handlers.SIG_IGN: 1>" in result.stderr  # what it set stays

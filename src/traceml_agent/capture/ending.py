@@ -1,5 +1,6 @@
 """How a process ended, as far as it can be seen from inside: exception, exit code, or neither."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +29,23 @@ def status_of_code(code: int) -> "Ending":
 
 def uncaught() -> BaseException | None:
     """The exception that Python printed; in an interactive session an older cell may own it."""
-    if hasattr(sys, "ps1") or _in_ipython():
-        return None
     error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    return error if isinstance(error, BaseException) else None
+    if hasattr(sys, "ps1") or not isinstance(error, BaseException) or _is_of_ipython(error):
+        return None
+    return error
 
 
 @or_none
-def _in_ipython() -> bool:
-    """Whether this is a shell or kernel of IPython; libraries import it in plain scripts too."""
+def _is_of_ipython(error: BaseException) -> bool:
+    """Whether a shell of IPython, or one that was embedded, ran what raised it. Scripts import it
+    too, if only by a library."""
     module = sys.modules.get("IPython")
-    return module is not None and module.get_ipython() is not None
+    if module is None:
+        return False
+    trace = error.__traceback__
+    began_in = "" if trace is None else trace.tb_frame.f_code.co_filename
+    is_embedded = os.path.join("IPython", "core") in began_in
+    return is_embedded or module.get_ipython() is not None
 
 
 def left_by_system_exit() -> bool:

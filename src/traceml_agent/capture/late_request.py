@@ -1,5 +1,6 @@
 """A request of `init` that comes once torch is imported and the patches are in."""
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ def take_up(session: "Session", request: Request) -> None:
     wanted = resolve(os.environ, arguments=request.settings).config
     late = [n for n in request.settings if getattr(wanted, n) != getattr(before, n)]
     if session.recorder is None:
-        session.config = wanted
+        session.config = dataclasses.replace(wanted, skip=before.skip)
         if ("spool" in wanted.output) != ("spool" in before.output):
             session.refusal = None if "spool" in wanted.output else NO_SPOOL
         if wanted.snapshots == "off":

@@ -3,6 +3,7 @@
 import operator
 import sys
 from collections.abc import Mapping
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, NamedTuple
 
 from traceml_agent.redact import own_secrets, redact
@@ -14,8 +15,13 @@ LOOKED_AT = 4_096
 Value = bool | int | float | str | None
 PLAIN = frozenset((bool, int, float, type(None)))
 AS_IT_IS = PLAIN | {str}
+REAL_KINDS = "biuf"
+"""Kinds of numpy's types that are a bool or a real number."""
 NESTING, MOST_ITEMS = 3, 64
 """Of the lists, tuples and dicts that are kept of an attribute."""
+_HOLDERS: tuple[tuple[Any, Any], ...] = (
+    (tuple, tuple.__iter__), (list, list.__iter__), (dict, dict.items),
+)  # fmt: skip
 _READ = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 
 
@@ -77,9 +83,16 @@ def plain(name: str, value: Any) -> Value | Later:
 
 
 def check(name: str, value: Any) -> None:
-    """Raises TypeError where `plain` does; nothing is copied on a device."""
-    if not callable(getattr(value, "item", None)) or not _is_on_device(name, value):
+    """Raises TypeError where `plain` does. Nothing is read of an array: it may lie on a device."""
+    if isinstance(value, str) or not callable(getattr(value, "item", None)):
         plain(name, value)
+        return
+    count = getattr(value, "numel", None)
+    number = count() if callable(count) else getattr(value, "size", 1)
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")  # of numpy and its kin
+    is_complex = getattr(value, "is_complex", None)
+    if number != 1 or kind not in REAL_KINDS or (callable(is_complex) and is_complex()):
+        raise _no_number(name, value)
 
 
 def _is_on_device(name: str, value: Any) -> bool:
@@ -90,7 +103,7 @@ def _is_on_device(name: str, value: Any) -> bool:
         return False
     is_complex = getattr(value, "is_complex", None)
     if callable(is_complex) and is_complex():
-        raise TypeError(f"mark {name!r}: a value is one number or text, and none of these complex")
+        raise _no_number(name, value)
     return True
 
 
@@ -102,9 +115,12 @@ def _item(name: str, value: Any) -> Value:
         found = value
     if isinstance(found, (bool, int, float)):
         return found
-    shape = tuple(getattr(value, "shape", ()))
-    what = f"{type(value).__name__} of shape {shape}"
-    raise TypeError(f"mark {name!r}: a value is one number or text, not {what}") from None
+    raise _no_number(name, value) from None
+
+
+def _no_number(name: str, value: Any) -> TypeError:
+    what = f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
+    return TypeError(f"mark {name!r}: a value is one number or text, not {what}")
 
 
 def text_of(name: Any) -> str:
@@ -138,18 +154,34 @@ def _kept(value: Any, depth: int) -> Any:
     for plain_kind, read in _READ:  # of a class of the program's own, or of numpy
         if issubclass(kind, plain_kind):
             return read(value)
-    home = kind.__module__
-    if home == "numpy" and issubclass(kind, sys.modules["numpy"].generic):
+    if kind in _library_kinds():
+        return str(value)
+    if issubclass(kind, _scalar_kind()):
         found = value.item()
         return found if type(found) in AS_IT_IS else f"<{kind.__name__}>"
-    if home.startswith("pathlib") or (home == "torch" and kind.__name__ in ("device", "dtype")):
-        return str(value)
-    if depth and kind in (list, tuple, dict) and len(value) <= MOST_ITEMS:
-        if kind is dict:
-            pairs = value.copy().items()
-            return {_kept(key, 0): _kept(item, depth - 1) for key, item in pairs}
-        return kind(_kept(item, depth - 1) for item in tuple(value))
+    for holder, items in _HOLDERS:  # torch.Size is a tuple
+        if depth and issubclass(kind, holder) and holder.__len__(value) <= MOST_ITEMS:
+            if holder is dict:
+                pairs = tuple(items(value))
+                return {_kept(k, max(1, depth - 1)): _kept(v, depth - 1) for k, v in pairs}
+            return holder(_kept(item, depth - 1) for item in tuple(items(value)))
     return f"<{kind.__name__}>"
+
+
+def _library_kinds() -> tuple[type, ...]:
+    """Classes of libraries that are told as text, as far as they are imported."""
+    found: list[type] = [PosixPath, PurePosixPath, WindowsPath, PureWindowsPath]
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found += [kind for name in ("device", "dtype") if (kind := vars(torch).get(name))]
+    return tuple(found)
+
+
+def _scalar_kind() -> type | tuple[()]:
+    """That of numpy's scalars, where it is imported."""
+    numpy = sys.modules.get("numpy")
+    kind: type | None = None if numpy is None else vars(numpy).get("generic")
+    return kind or ()
 
 
 def short(text: str) -> str:

@@ -22,10 +22,11 @@ def say(text: str) -> None:
 
 
 def _stream() -> TextIO | None:
-    """stderr; that of the process where the program has led its own into stdout or a string."""
+    """stderr; that of the process where the program has led its own into its stdout or a string.
+    One that it led to a file, or nowhere, is followed."""
     stream = sys.stderr
-    is_lent = stream is sys.stdout or stream is sys.__stdout__ or isinstance(stream, io.StringIO)
-    return sys.__stderr__ if is_lent else stream
+    is_lent = stream is not None and stream is sys.__stdout__
+    return sys.__stderr__ if is_lent or isinstance(stream, io.StringIO) else stream
 
 
 _SAID: set[str] = set()

@@ -10,7 +10,7 @@ import threading
 import time
 from _thread import get_ident
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -95,6 +95,7 @@ class Span:
             self.parent, depth = parent, parent.depth + 1
             if depth > DEEPEST:
                 tree.drop(TOO_DEEP)
+                self._thread = get_ident()
                 return self
         self.depth = depth
         self.end_ns: int | None = None
@@ -146,10 +147,17 @@ class Span:
 
     def _entered_here(self, again: "list[Span]") -> "Span":
         """Of several entries the innermost of this thread or task, or the last one."""
+        around = set()
         span = _CURRENT.get()
-        while span is not None and span is not self and span not in again:
+        while span is not None:
+            around.add(id(span))
             span = span.parent
-        return span or again[-1]
+        thread = get_ident()
+        for entered in reversed(again):
+            is_left_out = not entered.depth and entered._thread == thread
+            if is_left_out or id(entered) in around:
+                return entered
+        return self if id(self) in around else again[-1]
 
     def _close_inner(self, innermost: "Span | None", end_ns: int) -> None:
         """Closes what was left open inside, such as the scope of a loop that nobody ended."""
@@ -256,6 +264,9 @@ class Tree:
     def bound(self, most_spans: int) -> None:
         """Keeps so many closed spans from now on."""
         if most_spans != self.most_spans:
+            self.dropped[EVICTED] += max(0, len(self.closed) - most_spans)
+            if self.log is not None:
+                self.dropped[NOT_WRITTEN] += max(0, len(self.fresh) - most_spans)
             self.most_spans = most_spans
             self.closed = deque(self.closed, maxlen=most_spans)
             self.fresh = deque(self.fresh, maxlen=most_spans)
@@ -280,12 +291,6 @@ class Tree:
         if len(span.points) == MOST_POINTS:
             self.dropped[MARKS_EVICTED] += 1
         span.points.append(mark)
-
-    def loop(self, name: str, items: Iterator[Any]) -> Iterator[Any]:
-        """The items, each inside a scope of its own."""
-        for index, item in enumerate(items):
-            with Span(self, name, index, {}):
-                yield item
 
     def close(self, span: Span, end_ns: int) -> None:
         """Moves a span to the closed ones; the oldest of too many is lost."""

@@ -8,11 +8,16 @@ DataLoader whose worker died) would end the last records in their midst.
 import _signal  # type: ignore[import-not-found]
 import contextlib
 import sys
-from collections.abc import Iterator
+from _thread import get_ident
+from collections.abc import Callable, Iterator
 from functools import partial
+from threading import main_thread
 from typing import Any
 
 from traceml_agent.guard import code_of, to_nobody
+
+ATTEMPTS = 100
+"""Chosen: an alarm every 10 us ends two of three."""
 
 
 @contextlib.contextmanager
@@ -25,37 +30,32 @@ def handlers_wait() -> Iterator[None]:
     def later(number: int, _: object) -> None:
         came.append(number)
 
-    # Each until it ends: a handler that is not held yet, or no longer, may raise.
-    while not to_nobody(partial(_hold, handlers, later)):
-        pass
+    _until_it_ends(partial(_hold, handlers, later))
     try:
         yield
     finally:
-        held = len(came)
-        _tell(came[:held], handlers)
-        while not to_nobody(partial(_release, handlers)):
-            pass
-        _tell(came[held:], handlers)
+        _until_it_ends(partial(_release, handlers))
+        for number in came:
+            to_nobody(partial(handlers[number], number, sys._getframe()))
+
+
+def _until_it_ends(action: Callable[[], None]) -> None:
+    """A handler that is not held yet, or no longer, may raise meanwhile: then once more."""
+    for _ in range(ATTEMPTS):
+        if to_nobody(action):
+            break
 
 
 def _hold(handlers: dict[int, Any], later: Any) -> None:
+    if get_ident() != main_thread().ident:
+        return
     for number in _signal.valid_signals():
         handler = _signal.getsignal(number)
-        if handler is later or not callable(handler) or code_of(handler) is None:
-            continue
-        handlers[number] = handler
-        try:
+        if handler is not later and callable(handler) and code_of(handler) is not None:
+            handlers[number] = handler
             _signal.signal(number, later)
-        except (OSError, ValueError):  # not the main thread
-            handlers.clear()
-            return
 
 
 def _release(handlers: dict[int, Any]) -> None:
     for number, handler in handlers.items():
         _signal.signal(number, handler)
-
-
-def _tell(came: list[int], handlers: dict[int, Any]) -> None:
-    for number in came:
-        to_nobody(partial(handlers[number], number, sys._getframe()))

@@ -84,6 +84,7 @@ class Seen:
     regular: Sequence[Regular]
     spikes: Sequence[Spike]
     spike_share: float
+    largest_share: float  # of it, the largest spike
     trend: Trend | None
     trend_by: tuple[str, float] | None  # cause, and how many ms a step of the change it is
     facts: Facts

@@ -66,8 +66,8 @@ def spikes_issue(seen: Seen) -> Issue | None:
     count = len(seen.spikes)
     if not count or band(seen.spike_share, SPIKES_WARN, CRIT, seen.steps) is None:
         return None
-    largest = max(spike.excess_ns for spike in seen.spikes) / 1e6 / (seen.steps * seen.step_ms)
-    severity = band(seen.spike_share - largest, SPIKES_WARN, CRIT, seen.steps) or "info"
+    rest = seen.spike_share - seen.largest_share
+    severity = band(rest, SPIKES_WARN, CRIT, seen.steps) or "info"
     times: dict[str, int] = {}
     for spike in seen.spikes:
         for cause, ns in spike.parts.items():
@@ -91,7 +91,7 @@ def spikes_issue(seen: Seen) -> Issue | None:
         cost=Cost(seen.spike_share * seen.step_ms, seen.spike_share, None),
         evidence={
             "count": count,
-            "largest_share": largest,
+            "largest_share": seen.largest_share,
             "parts": {n: times[n] / whole for n in order},
             "threshold_warn": SPIKES_WARN,
         },

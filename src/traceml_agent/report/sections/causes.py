@@ -56,7 +56,7 @@ def build(view: RunView, window: Window, read: list[RankCauses]) -> dict[str, An
     spikes = [spike for found in read for spike in found.spikes]
     if _keep_step(ranks):
         spikes = followed(spikes)
-    excess = _excess(read, spikes)
+    excess, largest = _excess(read, spikes)
     regular = _regular(read, spikes)
     lead = read[0]
     trend = trend_of(lead.rank.series, _typical(lead))
@@ -68,6 +68,7 @@ def build(view: RunView, window: Window, read: list[RankCauses]) -> dict[str, An
             regular=regular,
             spikes=spikes,
             spike_share=excess,
+            largest_share=largest,
             trend=trend,
             trend_by=None if trend is None else _trend_cause(lead, trend),
             facts=facts,
@@ -184,10 +185,16 @@ def _by_rank(spikes: list[Spike]) -> dict[int, list[Spike]]:
     return found
 
 
-def _excess(read: list[RankCauses], spikes: list[Spike]) -> float:
-    """The share of the time in steps that is excess of spikes, of the rank that has most."""
-    own = {rank: sum(s.excess_ns for s in found) for rank, found in _by_rank(spikes).items()}
-    return max(own.get(f.rank.rank, 0) / f.steady_ns if f.steady_ns else 0.0 for f in read)
+def _excess(read: list[RankCauses], spikes: list[Spike]) -> tuple[float, float]:
+    """The share of the time in steps that is excess of spikes, of the rank that has most; and that
+    of its largest one."""
+    own = {rank: [s.excess_ns for s in found] for rank, found in _by_rank(spikes).items()}
+    shares = [
+        (sum(found) / f.steady_ns, max(found) / f.steady_ns)
+        for f in read
+        if f.steady_ns and (found := own.get(f.rank.rank))
+    ]
+    return max(shares, default=(0.0, 0.0))
 
 
 def _regular(read: list[RankCauses], spikes: list[Spike]) -> list[Regular]:
