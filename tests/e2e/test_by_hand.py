@@ -220,6 +220,41 @@ def test_what_the_settings_leave_out_may_be_wrapped(tmp_path):
     assert all(spool.end.phase_ns[phase] > 0 for phase in ("forward", "backward", "optimizer"))
 
 
+ANEW = """
+import torch
+from traceml_agent import init, wrap_dataloader_fetch
+
+class Batches:
+    def __iter__(self):
+        self.left = 6
+        return self
+
+    def __next__(self):
+        self.left -= 1
+        if self.left < 0:
+            raise StopIteration
+        return torch.ones(2, 4)
+
+init(mode="selective", patch_forward=True, patch_backward=True)
+model = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+batches, count = wrap_dataloader_fetch(Batches()), 0
+for epoch in range(3):
+    for batch in batches:
+        optimizer.zero_grad()
+        model(batch).sum().backward()
+        optimizer.step()
+        count += 1
+print(count)
+"""
+
+
+def test_an_iterator_that_begins_anew_does_so_when_it_is_wrapped(tmp_path):
+    script = write(tmp_path, ANEW)
+    on, off = run(tmp_path, script), run(tmp_path, script, TRACEML_ENABLE="0")
+    assert (on.returncode, on.stdout, off.stdout) == (0, "18\n", "18\n"), on.stderr
+
+
 DECORATED = """
 import asyncio, sys
 import torch

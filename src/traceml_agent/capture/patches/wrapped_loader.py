@@ -40,7 +40,16 @@ class WrappedIterator(StandIn):
         self._self_sizes = _size_source(loader)
 
     def __iter__(self) -> Iterator[Any]:
-        return self
+        try:
+            items = iter(self.__wrapped__)  # which may begin anew
+        except BaseException as error:
+            hide_frame(error)
+            raise
+        if items is self.__wrapped__:
+            return self
+        found = WrappedIterator(items, self._self_key, items)
+        found._self_sizes = self._self_sizes
+        return found
 
     def __next__(self) -> Any:
         if not _is_timed():
