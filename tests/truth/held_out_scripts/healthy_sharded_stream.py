@@ -38,7 +38,7 @@ def main():
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     loader = DataLoader(
-        Shards(shards=8, rows=512), batch_size=64, num_workers=1, persistent_workers=True
+        Shards(shards=8, rows=2048), batch_size=256, num_workers=1, persistent_workers=True
     )
     steps = 0
     begun = time.perf_counter()
