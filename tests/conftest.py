@@ -27,18 +27,19 @@ MEASURED = (
 )
 """Tests that compare what the agent measured of a real program with a clock of their own: where
 something else takes the processor, both are right and differ. Once more, up to twice, and each time
-told (R in the report). A crash of the program is no such thing, and is never tried again, but for
-ranks that mpirun and accelerate start: about one job in a hundred aborts at its end in a thread of
-torch ("terminate called without an active exception"), without the agent as well."""
+told (R in the report). A crash of the program is no such thing, and is never tried again."""
 RERUNS = 2
+ABORTED = "terminate called without an active exception"
+"""But for this one, of any test: about one job of several ranks in a hundred aborts at its end in a
+thread of torch, without the agent as well."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lets the measured tests be tried again where an assertion fails."""
+    """Lets the measured tests be tried again where an assertion fails, and all where torch aborts."""
     for item in items:
-        place = item.nodeid.removeprefix("tests/")
-        if place.startswith(MEASURED):
-            item.add_marker(pytest.mark.flaky(reruns=RERUNS, only_rerun="AssertionError"))
+        measured = item.nodeid.removeprefix("tests/").startswith(MEASURED)
+        failures = "AssertionError" if measured else ABORTED
+        item.add_marker(pytest.mark.flaky(reruns=RERUNS, only_rerun=failures))
 
 
 def pytest_configure() -> None:
