@@ -35,7 +35,7 @@ thread of torch, without the agent as well."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lets the measured tests be tried again where an assertion fails, and all where torch aborts."""
+    """Lets measured tests be tried again where an assertion fails, and all where torch aborts."""
     for item in items:
         measured = item.nodeid.removeprefix("tests/").startswith(MEASURED)
         failures = "AssertionError" if measured else ABORTED
