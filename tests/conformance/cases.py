@@ -79,6 +79,10 @@ CASES = {
     "compile_while_training": "c = torch.compile(model, backend='aot_eager')\n"
     "train(model, 2); train(c, 12); print(counters())",
     "compile_method": "model.compile(backend='eager'); train(model); print(counters())",
+    "compile_sequential": "layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))\n"
+    "layers.compile(backend='eager'); x = torch.ones(2, 4)\n"
+    "optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)\nfor _ in range(8):\n"
+    "    optimizer.zero_grad(); layers(x).sum().backward(); optimizer.step()\nprint(counters())",
     "compile_regions": "for b in model.blocks: b.compile(backend='eager')\n"
     "train(model, 12); print(counters())",
     "compile_shapes": "train(torch.compile(model, backend='eager', dynamic=True), 9, (3, 5, 7))\n"

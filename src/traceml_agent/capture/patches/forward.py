@@ -9,7 +9,7 @@ invalidate Dynamo's guards, and compiled submodules do not come by here.
 from _thread import get_ident
 from typing import Any
 
-from traceml_agent.capture.patches.disguise import compiling_test, hide_frame, like
+from traceml_agent.capture.patches.disguise import UNCOUNTED, compiling_test, hide_frame, like
 from traceml_agent.capture.patches.flops import counted, counting
 from traceml_agent.capture.session import SESSION
 from traceml_agent.guard import guard
@@ -62,6 +62,7 @@ class Discovery:
         self.rounds += 1
         self.until = step + DISCOVERY_STEPS
         self._widen()
+        SESSION.tracker.on_close = SESSION.close_step  # which narrows again
 
     def leave(self) -> None:
         """Takes the patch off. Where the program compiles, or patched over it, it stays, shut."""
@@ -136,6 +137,10 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
         return result
 
     wrapper = like(_wrapped_call_impl, plain)
+    # Dynamo goes by the file when it decides whether to compile a frame, and compiles none of
+    # torch's own: not the calls of the layers of a Sequential that is compiled.
+    file_name = plain.__code__.co_filename + UNCOUNTED
+    wrapper.__code__ = wrapper.__code__.replace(co_filename=file_name)
     return wrapper
 
 
