@@ -32,6 +32,13 @@ SETTLE = 10
 """Steps after a change that are not timed: CPython specialises changed code anew."""
 
 
+WORDS = {
+    "empty": "patches that call nothing",
+    "rested": "patches that rest",
+    "on": "patches as they are",
+}
+
+
 class Endless(Dataset):
     def __len__(self):
         return 10**9
@@ -119,9 +126,11 @@ def main():
     if SESSION.recorder is None or SESSION.discovery.wide:
         raise SystemExit("run this with TRACEML_ENABLE=1 and every patch in")
     patches, tracker, audit = Patches(), SESSION.tracker, SESSION.tracker.audit
-    reported = []
+    reported, rest = [], SESSION.rest
 
     def put(on, cls):
+        rest.wake()
+        rest.is_allowed, rest.is_wanted, audit._next = False, False, 0
         if type(tracker) is AuditedTracker:
             reported.append(sum(audit.costs().values()) / 1e3)
         tracker.__class__ = cls
@@ -132,6 +141,17 @@ def main():
         put(True, StepTracker)
         audit.turn(tracker.step)
 
+    def put_to_rest():
+        """For good, but for the steps in which lines are sampled."""
+        put(True, StepTracker)
+        rest.is_allowed, rest.left, audit._next = True, 0, NEVER
+        train(64)
+        rest.is_wanted = True
+        train(1)
+        if not rest.is_on:
+            raise SystemExit("the patches do not rest here")
+        rest.left = NEVER
+
     times = paired(
         train,
         {
@@ -139,15 +159,17 @@ def main():
             "empty": lambda: put(True, EmptyTracker),
             "on": lambda: put(True, StepTracker),
             "audited": put_audited,
+            "rested": put_to_rest,
         },
         arguments.blocks,
     )
     assert tracker.owner == get_ident()
     off_us, told = statistics.median(times["off"]), statistics.median(reported)
     print(f"{model.name}: step of {off_us:.0f} us without the agent")
-    for name, words in (("empty", "patches that call nothing"), ("on", "patches as they are")):
+    for name, words in WORDS.items():
         more, low, high = difference(times["off"], times[name])
         print(f"  {words + ':':<27}{more:+.1f} us (95 %: {low:+.1f} to {high:+.1f})")
+    more, _, _ = difference(times["off"], times["on"])
     print(
         f"  {'reported by the agent:':<27}{told:+.1f} us, {told / more:.2f} of it; the difference "
         f"is {100 * (told - more) / off_us:+.2f} points of the step"

@@ -7,7 +7,7 @@ comes the cost that the summary reports, and a patch over its budget passes thro
 
 from collections.abc import Callable
 from time import perf_counter_ns as clock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture.open_step import NEVER, NONE
 from traceml_agent.capture.segment import Segment
@@ -15,10 +15,20 @@ from traceml_agent.capture.steps import StepTracker
 from traceml_agent.guard import INTERNAL, guard
 from traceml_agent.schema.phases import PATCH_OF_PHASE, PHASES
 
+if TYPE_CHECKING:
+    from traceml_agent.capture.rest import Rest
+
 FIRST_STEP = 10
 """Chosen: discovery has ended, and CPython has specialised the code."""
 STEPS = 50
 EVERY_STEPS = 1000
+EVERY_SHORT_STEPS = 10_000
+"""Where the patches rest now and then: fifty audited steps cost as much as a thousand others."""
+FIRST_REST = 512
+"""Step before which the patches do not rest. Chosen: what most short runs have is seen whole."""
+RESTED_SHARE = 0.4
+"""Cost of a step at which the patches rest over that of one that they look into. Source:
+tests/overhead/paired.py."""
 LEAST_STEPS = 10
 """With fewer steps, no cost is told: at first everything is slow."""
 SLOWEST_SHARE = 0.1
@@ -107,9 +117,13 @@ class Audit:
     """Decides when the tracker times itself, keeps the result, and shuts what costs too much."""
 
     def __init__(
-        self, tracker: StepTracker, limit_percent: float, shut: Callable[[str, str], None]
+        self,
+        tracker: StepTracker,
+        limit_percent: float,
+        shut: Callable[[str, str], None],
+        rest: "Rest | None" = None,
     ) -> None:
-        """`shut` is called with a patch, or RECORDER, and the reason."""
+        """`shut` is called with a patch, or RECORDER, and the reason; None: no patch ever rests."""
         self.tracker = tracker
         self.inner_ns = 0  # spent in timed methods that the present one called
         self.spent_ns: dict[str, int] = {}  # in the step in progress
@@ -118,21 +132,27 @@ class Audit:
         self._steps: list[dict[str, int]] = []
         self._durations: list[int] = []
         self._step_ns: float | None = None  # cost of one step
-        self._known_to = 0  # cost of the steps up to this one is in _known_ns
+        self._known_to = 0  # the cost of so many steps is in _known_ns
         self._known_ns = 0.0
         self.on_turn: Callable[[], None] | None = None
         self.is_disturbed = False  # what is measured now would not be the agent's usual cost
+        self.rest = rest
+        self._next = tracker.step + FIRST_STEP  # step with which the next audit begins
         tracker.audit = self
-        tracker.audit_at = tracker.step + FIRST_STEP
+        tracker.audit_at = self._next
 
     @property
     def is_running(self) -> bool:
         """Whether the tracker times itself in these steps."""
-        return type(self.tracker) is not StepTracker
+        return type(self.tracker) is AuditedTracker
 
     def turn(self, step: int) -> None:
         """Begins or ends timing; called when the step `tracker.audit_at` closes."""
         tracker = self.tracker
+        if self.rest is not None and step < self._next:
+            self.rest.is_wanted = True
+            tracker.audit_at = self._next
+            return
         if not self.is_running and self.is_disturbed:
             tracker.audit_at = step + STEPS
         elif not self.is_running:
@@ -141,11 +161,24 @@ class Audit:
             self._steps, self._durations, self.spent_ns = [], [], {}
         else:
             tracker.__class__ = StepTracker
-            tracker.audit_at = step + EVERY_STEPS
+            tracker.audit_at = self._next = step + EVERY_STEPS
             with guard("audit"):
                 self._judge(step)
         if self.on_turn is not None:
             self.on_turn()
+
+    def woken(self, watched: int | None) -> None:
+        """The patches look again, for so many steps; None: until the next audit."""
+        if self.is_running:
+            return
+        self.tracker.audit_at = self._next
+        if watched is not None:
+            self.tracker.audit_at = min(self._next, self.tracker.step + watched)
+
+    def _worth(self, step: int) -> int:
+        """So many steps would have cost as much if the patches had looked into each."""
+        rested = 0 if self.rest is None else self.rest.steps
+        return step - round((1 - RESTED_SHARE) * rested)
 
     def step_closed(self, close_ns: int, duration_ns: int) -> None:
         """A step was closed under audit, which took `close_ns`."""
@@ -159,16 +192,21 @@ class Audit:
         if self._step_ns is None:
             if len(self._steps) <= LEAST_STEPS:
                 return None
-            return round(sum(self.costs().values()) * self.tracker.step)
-        return round(self._known_ns + self._step_ns * (self.tracker.step - self._known_to))
+            return round(sum(self.costs().values()) * self._worth(self.tracker.step))
+        later = self._worth(self.tracker.step) - self._known_to
+        return round(self._known_ns + self._step_ns * later)
 
     def _judge(self, step: int) -> None:
         costs = self.costs()
         cost = sum(costs.values())
         before = cost if self._step_ns is None else self._step_ns
-        self._known_ns += before * (step - self._known_to)
-        self._known_to, self._step_ns = step, cost
+        worth = self._worth(step)
+        self._known_ns += before * (worth - self._known_to)
+        self._known_to, self._step_ns = worth, cost
         step_ns = _median(sorted(self._durations))
+        if self.rest is not None and self.rest.helps(step_ns, cost, self._limit_percent):
+            self._next = step + EVERY_SHORT_STEPS
+            self.tracker.audit_at = max(FIRST_REST, step + 1)
         if step_ns < MIN_STEP_NS or not self._limit_percent:
             return
         # By the median: neighbours on the machine slow some steps down, a defect slows down most.

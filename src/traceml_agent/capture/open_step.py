@@ -10,7 +10,7 @@ from types import CodeType
 from typing import Any
 
 from traceml_agent.capture.segment import Segment
-from traceml_agent.capture.updates import UpdateProbe
+from traceml_agent.capture.updates import UNKNOWN_VERSION, UpdateProbe
 from traceml_agent.guard import INTERNAL, fault, is_of_a_handler, is_off
 from traceml_agent.schema.phases import (
     BACKWARD,
@@ -59,7 +59,6 @@ class OpenStep:
     __slots__ = (
         "_attend",
         "_batches",
-        "_carried",
         "_done",
         "_done_end",
         "_eval_seen",
@@ -77,6 +76,7 @@ class OpenStep:
         "audit",
         "audit_at",
         "bracket",
+        "carried",
         "collating",
         "device",
         "evaluating",
@@ -127,7 +127,7 @@ class OpenStep:
         self._opened_update = False
         self._in_scaler = False
         self.fetch_key = 0
-        self._carried = 0  # batches fetched ahead
+        self.carried = 0  # batches fetched ahead
         self.evaluating = 0  # evaluations of a framework that are open: updates in them are none
         self.bracket: object | None = None  # that the program opened around this step
         self._parted = False  # a bracket ended, and nothing of another step was seen
@@ -299,16 +299,16 @@ class OpenStep:
             backwards += 1  # the last of a few: in the closure of its optimizer
         if measured.batches and backwards:
             # A loop that fetches ahead has two batches in its first step and none in its last.
-            at_hand = measured.batches + self._carried
+            at_hand = measured.batches + self.carried
             micro_batches = min(at_hand, backwards)
-            self._carried = at_hand - micro_batches
+            self.carried = at_hand - micro_batches
         else:
             per_update = backwards // max(1, len(set(self._optimizers)))
             micro_batches = max(1, measured.batches, per_update)
             if not measured.batches:
                 # A batch fetched ahead was counted in the step that fetched it.
-                measured.samples = 0 if self._carried else None
-            self._carried = max(0, self._carried - 1)
+                measured.samples = 0 if self.carried else None
+            self.carried = max(0, self.carried - 1)
         self.on_close(step, start, end - start, measured, micro_batches)
         if self.device is not None:
             self.device.close_step(step)
@@ -319,3 +319,21 @@ class OpenStep:
             self._roles.clear()
         if step >= self.audit_at:
             self.audit.turn(step)
+
+    def cut(self, end: int) -> None:
+        """Ends the step there, behind its update."""
+        self.since = end
+        self._close_all(end)
+
+    def go_on(self, start: int, batches: list[tuple[int, int | None]], backwards: int) -> None:
+        """A step began then, and had these batches (as `_batches` has them) and backward passes."""
+        carried = self.carried
+        self._forget_step()
+        self.carried = carried
+        self.segment = segment = Segment(start)
+        self.since, self._attend = start, False
+        self._batches = batches
+        segment.keys.extend(key for key, _ in batches[:1])
+        segment.backwards = backwards
+        self._proven = backwards > 0
+        self.probe.version = UNKNOWN_VERSION

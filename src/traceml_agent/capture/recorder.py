@@ -22,12 +22,12 @@ from traceml_agent.schema.records import (
     Identity,
     Overhead,
     Record,
-    Steps,
+    StepSums,
 )
 from traceml_agent.spool.digest import DigestWriter
 from traceml_agent.spool.format import DIGEST_SUFFIX
-from traceml_agent.spool.reader import batches_of
 from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, Ring, Row, pack_step
+from traceml_agent.spool.rows import batches_of
 from traceml_agent.spool.writer import SpoolWriter, sums_of
 
 STALL_S = 0.5
@@ -97,8 +97,8 @@ class Recorder:
             else:
                 self._lost_steps += 1
         else:
-            if step - ring.drained > ring.capacity and not self._is_stalled:
-                self._make_room()
+            if step - ring.drained > ring.capacity:
+                self.make_room()
             offset = HEADER_SIZE + (step - 1) % ring.capacity * RECORD_SIZE
             pack_step(ring.buffer, offset, step, start_ns, duration_ns, *measured.acc, *counts)
         self.last_step = step
@@ -108,9 +108,9 @@ class Recorder:
             on_first_step, self.on_first_step = self.on_first_step, None
             on_first_step()
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """Drains the full ring; where the disk hangs or is full, its oldest step is given up."""
-        if not self._locked(self._drain, STALL_S):
+        if not self._is_stalled and not self._locked(self._drain, STALL_S):
             self._is_stalled = True  # the sampler thread sits in a write; it tells when it is back
 
     def _locked(self, action: Callable[[], None], timeout_s: float) -> bool:
@@ -144,7 +144,7 @@ class Recorder:
         batches = batches_of(rows)
         if self._write(batches):
             for batch in batches:
-                self.totals.add(sums_of(batch))
+                self.totals.add(batch if isinstance(batch, StepSums) else sums_of(batch))
             self._is_stalled = False
             if self.ring is not None:
                 self._lost_steps += rows[0][0] - self.ring.drained - 1
@@ -153,7 +153,8 @@ class Recorder:
             self._lost_steps += len(rows)
         else:
             # They stay in the ring for another try, and for the reader.
-            self.writer.lost[Steps.kind] -= len(batches)
+            for batch in batches:
+                self.writer.lost[batch.kind] -= 1
             self._is_stalled = True
             self._retry_at = time.monotonic() + RETRY_S
 

@@ -15,6 +15,7 @@ from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
 from traceml_agent.capture.frames import current_frames
 from traceml_agent.capture.mode import NO_SPOOL, STEP_PATCHES, asked
 from traceml_agent.capture.open_step import NONE
+from traceml_agent.capture.rest import Rest
 from traceml_agent.capture.resume import restored_events
 from traceml_agent.capture.say import say
 from traceml_agent.capture.segment import Segment
@@ -68,8 +69,9 @@ class Session:
         self.by_hand = {name: Gate() for name in STEP_PATCHES}  # of what the program wraps
         self.brackets = Gate()  # of steps whose bounds the program gives
         self.is_over = False  # by `shutdown`, for this process and those that it forks
-        self.tracker = StepTracker(0, self._activate, self._close_step)
+        self.tracker = StepTracker(0, self._activate, self.close_step)
         self.tracker.on_shut = self._shut_after_faults
+        self.rest = Rest(self, self.tracker)
         self._begin()
 
     def _begin(self) -> None:
@@ -110,6 +112,7 @@ class Session:
 
     def end(self) -> None:
         """Every patch and wrapper passes through from now on, and no spool is opened."""
+        self.rest.wake()
         self.is_over = self.brackets.shut = True
         for name in self.gates:
             self._shut_gates(name)
@@ -126,13 +129,11 @@ class Session:
                 return
             with guard("resume"):
                 self.events.extend(restored_events(self.torch))
-            Audit(self.tracker, self.config.max_overhead, self.shut).on_turn = self.look
+            audit = Audit(self.tracker, self.config.max_overhead, self.shut, self.rest)
+            audit.on_turn = self.look
 
     def begin_without_step(self, since_ns: int) -> None:
-        """No step was closed since then, in a job of several ranks: opens the spool all the same.
-
-        Called in a thread of the agent.
-        """
+        """No step was closed since then, in a job of several ranks: a thread opens the spool."""
         if self._open() and self.on_waiting is not None:
             self.on_waiting(since_ns)
 
@@ -171,10 +172,9 @@ class Session:
                 self.recorder.abandon()
             self._begin()
             forget_faults()
+            self.rest.begin_anew()
             self.tracker.__class__ = StepTracker
-            self.tracker.__init__(  # type: ignore[misc]
-                get_ident(), self._activate, self._close_step
-            )
+            StepTracker.__init__(self.tracker, get_ident(), self._activate, self.close_step)
             self.tracker.on_shut = self._shut_after_faults
             if self.loaders is not None:
                 self.loaders.forget()
@@ -209,6 +209,7 @@ class Session:
 
     def shut(self, patch: str, reason: str) -> None:
         """A patch passes through from now on; without the recorder, all of them do."""
+        self.rest.wake()
         for name in self.gates if patch == RECORDER else (patch,):
             self._shut_gates(name)
             self.set_status(name, reason)
@@ -265,7 +266,7 @@ class Session:
                 step = self.tracker.step + 1
                 self.events.append(Event(STRATEGY_EVENT, now, None, step, detail))
 
-    def _close_step(
+    def close_step(
         self, step: int, start_ns: int, duration_ns: int, measured: Segment, micro_batches: int
     ) -> None:
         recorder = self.recorder
@@ -338,8 +339,7 @@ class Session:
 
     def hot_path_ns(self) -> int | None:
         """What the patches cost so far; None while too few steps were audited."""
-        audit: Audit | None = self.tracker.audit
-        cost = None if audit is None else audit.total_ns()
+        cost: int | None = self.tracker.audit.total_ns() if self.tracker.audit else None
         if cost is None:
             return None
         if self.collectives is not None:

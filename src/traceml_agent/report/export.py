@@ -98,6 +98,7 @@ TABLES: dict[str, dict[str, str]] = {
         "micro_batches": "int",
         "samples": "int",
         "updates": "int",
+        "shared_ns": "int",
     },
     "samples": {
         **_WHO,
@@ -303,7 +304,7 @@ def _sums(spool: Spool, who: dict[str, Any], to_wall_ns: int) -> Iterator[Rows]:
     if not spool.sums:
         return
     plain = ("first_step", "count", "start_ns", "duration_ns", "d2h_ns", "micro_batches",
-             "samples", "updates")  # fmt: skip
+             "samples", "updates", "shared_ns")  # fmt: skip
     columns: dict[str, list[Any]] = {
         name: [getattr(part, name) for part in spool.sums] for name in plain
     }

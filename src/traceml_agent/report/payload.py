@@ -196,7 +196,8 @@ def _about(view: RunView) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for rank in view.ranks:
         summed = rank.spool.summed_steps
-        thinned = sum(part.count for part in rank.spool.sums) - summed
+        rested = sum(part.count for part in rank.spool.sums if part.shared_ns is not None)
+        thinned = sum(part.count for part in rank.spool.sums) - summed - rested
         lost = dict(rank.spool.end.dropped) if rank.spool.end is not None else {}
         if thinned:
             lost["thinned_steps"] = thinned
@@ -204,6 +205,8 @@ def _about(view: RunView) -> dict[str, Any]:
             lost.pop("thinned_steps", None)  # the digest has them one by one
         if summed:
             lost["summed_steps"] = summed
+        if rested:
+            lost["rested_steps"] = rested
         lost |= rank.spool.spans.dropped
         for name, count in lost.items():
             dropped[name] = dropped.get(name, 0) + count

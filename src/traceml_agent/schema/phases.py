@@ -17,6 +17,9 @@ PHASES = (
     INPUT_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, EVAL, CHECKPOINT, COMPILE, LOGGING,
 ) = range(len(PHASES))  # fmt: skip
 
+SEPARATE = (EVAL, CHECKPOINT, COMPILE, LOGGING)
+"""Phases that are no part of a usual step."""
+
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
 """The phases whose sum is `compute`."""
 

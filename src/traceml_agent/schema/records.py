@@ -111,7 +111,11 @@ class DeviceSteps:
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """Exact sums of a batch of steps whose single values were thinned out to keep the size cap."""
+    """Exact sums of a batch of steps whose single values were thinned out to keep the size cap.
+
+    Or of steps at which the patches rested, for some of the time at least: `shared_ns` of it is to
+    be shared out as in the steps that were looked into, besides what `phase_ns` holds.
+    """
 
     kind: ClassVar[str] = "step_sums"
     first_step: int
@@ -123,6 +127,7 @@ class StepSums:
     samples: int | None
     updates: int
     d2h_ns: int = 0
+    shared_ns: int | None = None  # None: the phases are known
 
 
 @dataclass(frozen=True, slots=True)

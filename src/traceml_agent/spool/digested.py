@@ -23,6 +23,7 @@ from traceml_agent.spool.reader import (
     keep_lines,
     sort_samples,
 )
+from traceml_agent.spool.rows import shared_out
 
 TAIL_BYTES = 64
 """Of these a digest has the checksum. Chosen: within them lie digits of a clock or a duration."""
@@ -64,6 +65,7 @@ def read_spool(
         spool.problems.append(f"{path.name}: {len(spool.bad_lines)} lines skipped in all")
     sort_samples(spool)
     add_ring(spool)
+    spool.sums = shared_out(spool.sums, spool.batches)
     add_stack(spool)
     return spool
 

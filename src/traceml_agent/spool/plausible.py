@@ -25,6 +25,7 @@ from traceml_agent.spool.bounds import (
     LONGEST_NS,
     MOST,
     MOST_PER_STEP,
+    RESTED,
 )
 from traceml_agent.spool.format import BadRecord
 from traceml_agent.spool.plausible_program import (
@@ -93,7 +94,7 @@ def is_plausible_row(row: tuple[int, ...]) -> bool:
         and step == row[-1]
         and 0 <= start_ns <= LAST_NS
         and 0 <= duration_ns <= LONGEST_NS
-        and 0 <= d2h_ns <= LONGEST_NS
+        and RESTED - LONGEST_NS <= d2h_ns <= LONGEST_NS
         and 0 <= micro_batches <= MOST_PER_STEP
         and -1 <= samples <= MOST_PER_STEP
         and 0 <= updates <= MOST_PER_STEP
@@ -170,7 +171,8 @@ def _problem_of_sums(sums: StepSums) -> str | None:
     problem = _problem_of_range(sums.first_step, sums.count, sums.start_ns)
     if problem is not None:
         return problem
-    times = (sums.duration_ns, sums.d2h_ns, *sums.phase_ns.values())
+    shared_ns = sums.shared_ns or 0
+    times = (sums.duration_ns, sums.d2h_ns, shared_ns, *sums.phase_ns.values())
     if min(times) < 0 or max(times) > LONGEST_NS:
         return "a time that cannot be"
     counts = (sums.micro_batches, sums.updates, sums.samples or 0)

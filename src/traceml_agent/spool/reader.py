@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import add, attrgetter, eq
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from traceml_agent.schema.causes import GcTotals, Sched
 from traceml_agent.schema.collectives import Arrivals, Collectives, DdpTimes
 from traceml_agent.schema.digests import Samples, Sketch
 from traceml_agent.schema.loaders import Loader, WorkerBatches, WorkerStacks
-from traceml_agent.schema.phases import PHASES
 from traceml_agent.schema.records import (
     SPOOL_SCHEMA,
     DeviceSteps,
@@ -35,7 +34,6 @@ from traceml_agent.schema.snapshots import MOST_KEPT, Snapshot
 from traceml_agent.schema.spans import Marks, Passes, Scopes, Spans
 from traceml_agent.schema.stacks import Stacks
 from traceml_agent.schema.stalls import ProcessGroups, Stall
-from traceml_agent.spool.bounds import LONGEST_NS
 from traceml_agent.spool.format import (
     RING_SUFFIX,
     STACK_SUFFIX,
@@ -44,7 +42,8 @@ from traceml_agent.spool.format import (
     samples_of,
 )
 from traceml_agent.spool.plausible import StepNumbers, check
-from traceml_agent.spool.ring import Row, read_ending, read_ring
+from traceml_agent.spool.ring import read_ending, read_ring
+from traceml_agent.spool.rows import batches_of
 from traceml_agent.spool.sketch import added
 from traceml_agent.spool.spans import SpanRecords
 
@@ -263,7 +262,11 @@ def add_ring(spool: Spool) -> None:
     known = last_step(spool)
     fresh = [row for row in rows if row[0] > known]
     if fresh:
-        spool.batches.extend(batches_of(fresh))
+        for record in batches_of(fresh):
+            if isinstance(record, StepSums):
+                spool.sums.append(record)
+            else:
+                spool.batches.append(record)
         _, start_ns, duration_ns, *_ = fresh[-1]
         _drop_end_before(spool, start_ns)
         spool.last_monotonic_ns = max(spool.last_monotonic_ns, start_ns + duration_ns)
@@ -293,54 +296,6 @@ def last_step(spool: Spool) -> int:
     """The highest step number that the spool knows; 0 if none."""
     in_batches = max((b.first_step + b.count - 1 for b in spool.batches), default=0)
     return max(in_batches, max((s.first_step + s.count - 1 for s in spool.sums), default=0))
-
-
-def batches_of(rows: list[Row]) -> list[Steps]:
-    """Columnar batches of rows in order; a gap in time or number starts a new batch."""
-    if not rows:
-        return []
-    steps, starts, durations, *_ = zip(*rows, strict=True)
-    # As a whole first, by C code: almost always there is no gap.
-    in_time = all(map(eq, starts[1:], map(add, starts, durations)))
-    if in_time and steps[-1] - steps[0] == len(steps) - 1:
-        return [_batch(rows)]
-    batches: list[Steps] = []
-    begin = 0
-    for index in range(1, len(rows) + 1):
-        if index < len(rows):
-            (step, start_ns, duration_ns, *_), after = rows[index - 1], rows[index]
-            if after[0] == step + 1 and after[1] == start_ns + duration_ns:
-                continue
-        batches.append(_batch(rows[begin:index]))
-        begin = index
-    return batches
-
-
-def _batch(rows: list[Row]) -> Steps:
-    steps, starts, durations, *rest = map(list, zip(*rows, strict=True))
-    d2h_ns, micro_batches, samples, updates, _ = rest[len(PHASES) :]
-    # Clocks of one process do not run backwards; a negative sum would be our own error, and a
-    # reader refuses the batch for it.
-    phases = [
-        c if min(c) >= 0 and max(c) <= LONGEST_NS else [min(max(0, n), LONGEST_NS) for n in c]
-        for c in rest[: len(PHASES)]
-    ]
-    return Steps(
-        first_step=steps[0],
-        count=len(rows),
-        start_ns=starts[0],
-        duration_ns=durations,
-        phase_ns={name: c for name, c in zip(PHASES, phases, strict=True) if any(c)},
-        micro_batches=_squeeze(micro_batches),
-        samples=None if min(samples) < 0 else _squeeze(samples),
-        updates=_squeeze(updates),
-        d2h_ns=d2h_ns if any(d2h_ns) else None,
-    )
-
-
-def _squeeze(column: list[int]) -> int | list[int]:
-    first = column[0]
-    return first if column.count(first) == len(column) else column
 
 
 def add_stack(spool: Spool) -> None:

@@ -59,7 +59,11 @@ class Ring:
 
     def rows(self, last_step: int) -> list[Row]:
         """The raw records after the drained ones up to `last_step`, oldest first."""
-        first = max(self.drained + 1, last_step - self.capacity + 1)
+        return self.newest(last_step - self.drained, last_step)
+
+    def newest(self, count: int, last_step: int) -> list[Row]:
+        """Up to `count` raw records up to this step, drained or not, oldest first."""
+        first = max(1, last_step - min(count, self.capacity) + 1)
         rows = (
             RECORD.unpack_from(self.buffer, slot_offset(step, self.capacity))
             for step in range(first, last_step + 1)

@@ -24,15 +24,17 @@ def install(torch: Any) -> str:
 
 def timed_backward(original: Any, is_compiling: Callable[[], bool], gate: Gate) -> Any:
     """The call, as the phase backward and a proof of training, until the gate is shut."""
-    tracker = SESSION.tracker
+    tracker, rest = SESSION.tracker, SESSION.rest
 
     def backward(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            return original(*args, **kwargs)
+        if gate.shut:
+            rest.backwards += 1
+            return original(*args, **kwargs)
         phase = tracker.phase
-        if (
-            is_compiling()
-            or gate.shut
-            or (phase >= 0 and phase != OPTIMIZER)
-            or (get_ident() != tracker.owner and not SESSION.adopt_thread())
+        if (phase >= 0 and phase != OPTIMIZER) or (
+            get_ident() != tracker.owner and not SESSION.adopt_thread()
         ):
             return original(*args, **kwargs)
         previous = tracker.begin_backward()
@@ -49,15 +51,17 @@ def timed_backward(original: Any, is_compiling: Callable[[], bool], gate: Gate) 
 
 
 def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
-    tracker, gate = SESSION.tracker, SESSION.gates["backward"]
+    tracker, gate, rest = SESSION.tracker, SESSION.gates["backward"], SESSION.rest
 
     def grad(*args: Any, **kwargs: Any) -> Any:
+        if is_compiling():
+            return original(*args, **kwargs)
+        if gate.shut:
+            rest.backwards += not kwargs.get("create_graph", False)
+            return original(*args, **kwargs)
         phase = tracker.phase
-        if (
-            is_compiling()
-            or gate.shut
-            or (phase >= 0 and phase != OPTIMIZER)
-            or (get_ident() != tracker.owner and not SESSION.adopt_thread())
+        if (phase >= 0 and phase != OPTIMIZER) or (
+            get_ident() != tracker.owner and not SESSION.adopt_thread()
         ):
             return original(*args, **kwargs)
         # With create_graph it is a part of a loss (a gradient penalty, an inner loop): its time

@@ -26,24 +26,45 @@ def install(torch: Any) -> str:
     """Patches the base of all DataLoader iterators, and the creation of an iterator."""
     module = torch.utils.data.dataloader
     SESSION.loaders = LoaderWatch()
-    _patch_next(module._BaseDataLoaderIter)
+    _patch_next(module._BaseDataLoaderIter, torch.Tensor)
     _patch_get_iterator(module.DataLoader)
     return "active"
 
 
-def _patch_next(iterator_class: Any) -> None:
-    tracker, gate = SESSION.tracker, SESSION.gates["dataloader"]
+def _patch_next(iterator_class: Any, tensor_class: Any) -> None:
+    tracker, gate, rest = SESSION.tracker, SESSION.gates["dataloader"], SESSION.rest
     original = iterator_class.__next__
     count_running = running_updates()
     live = SESSION.loaders.live
 
     def __next__(self: Any) -> Any:
+        if rest.is_on and (id(self) == rest.iterator or rest.is_asked(self)):
+            asked = clock()
+            try:
+                batch = original(self)
+            except BaseException as error:
+                rest.wake()
+                if type(error) is StopIteration and (ended := live.get(id(self))) is not None:
+                    ended.ends.append((ended.epoch, clock()))
+                hide_frame(error)
+                raise
+            rest.asks.append((asked, clock()))
+            if (type(batch) is list or type(batch) is tuple) and type(batch[0]) is tensor_class:
+                size = batch[0].size(0)
+            else:
+                size = samples_in(batch, self._index_sampler) if self._auto_collation else None
+            if size != rest.size:
+                has_workers = (known := live.get(id(self))) is not None and known.has_workers
+                rest.came((self._rcvd_idx if has_workers else self._num_yielded) - 1, size)
+            return batch
         phase = tracker.phase
         # An open optimizer phase: its closure asks, or its step raised and the loop went on. Any
         # other phase is the real caller.
         if gate.shut or (phase >= 0 and phase not in ASKING) or get_ident() != tracker.owner:
             return original(self)
         sampler = self._index_sampler
+        if rest.is_on:
+            rest.wake()
         if phase == EVAL:
             # A framework told that it evaluates: the wait is evaluation, and the loader is told by.
             tracker.evaluates(id(sampler))
@@ -95,12 +116,13 @@ def _patch_next(iterator_class: Any) -> None:
 
 def _patch_get_iterator(loader_class: Any) -> None:
     """Starting the workers is waiting for input too."""
-    tracker, gate = SESSION.tracker, SESSION.gates["dataloader"]
+    tracker, gate, rest = SESSION.tracker, SESSION.gates["dataloader"], SESSION.rest
     original = loader_class._get_iterator
 
     def _get_iterator(self: Any) -> Any:
         if gate.shut or tracker.phase != NONE or get_ident() != tracker.owner:
             return original(self)
+        rest.wake()
         tracker.begin_fetch(id(self._index_sampler))
         try:
             return original(self)

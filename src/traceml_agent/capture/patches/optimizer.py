@@ -34,12 +34,16 @@ def install(torch: Any) -> str:
 
 def step_hooks(torch: Any, gate: Gate) -> tuple[Hook, Hook]:
     """What is to run before and after each `step`, until the gate is shut."""
-    is_compiling, tracker = compiling_test(torch), SESSION.tracker
+    is_compiling, tracker, rest = compiling_test(torch), SESSION.tracker, SESSION.rest
     count_running = running_updates()
 
     def before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-        if is_compiling() or gate.shut:
+        if is_compiling():
             return
+        if gate.shut:
+            if not rest.is_on or id(optimizer) == rest.optimizer or get_ident() != tracker.owner:
+                return
+            rest.wake()
         if get_ident() == tracker.owner or SESSION.adopt_thread():
             if tracker.evaluating:  # a probe that is trained in it: no step of the training
                 tracker.probe.version = UNKNOWN_VERSION
@@ -52,10 +56,21 @@ def step_hooks(torch: Any, gate: Gate) -> tuple[Hook, Hook]:
 
     def after_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         # The gate may have been shut when this step began: what is open is closed all the same.
-        if is_compiling() or (gate.shut and tracker.phase != OPTIMIZER):
+        if is_compiling():
             return
+        if gate.shut:
+            if rest.is_on and id(optimizer) == rest.optimizer:
+                if get_ident() == tracker.owner:
+                    rest.close_step()
+                elif SESSION.adopt_thread():
+                    rest.wake()
+                return
+            if tracker.phase != OPTIMIZER:
+                return
         if get_ident() == tracker.owner:
             tracker.end_update()
+            if rest.is_wanted:
+                rest.begin(optimizer)
             if SESSION.snapshots is not None:
                 SESSION.snapshots.stepped(optimizer)
 

@@ -115,7 +115,7 @@ class StackSampler:
 
     def _run(self) -> None:
         random = Random()  # not the one that the program may have seeded
-        waits = _RunDelay()
+        waits, rest = _RunDelay(), self._session.rest
         samples = 0
         begun, begun_cpu = clock(), time.thread_time_ns()
         while self._guest is not None or not is_off("stacks"):
@@ -123,6 +123,11 @@ class StackSampler:
             due = clock() + wait_ns
             if self._stop.acquire(timeout=wait_ns / 1e9):
                 break
+            if rest.is_on:
+                wait_ns = rest.peek(random.random())
+                due = clock() + wait_ns
+                if self._stop.acquire(timeout=wait_ns / 1e9):
+                    break
             late_ns = max(0, clock() - due)
             waited_ns = late_ns - min(late_ns, waits.since_last())
             # No line of the program runs while garbage is collected.
@@ -130,7 +135,8 @@ class StackSampler:
             if not is_off("stacks"):
                 with guard("stacks"):
                     self._settle()
-                    self._sample(due, late_ns, waited_ns, collected)
+                    if not rest.is_on:  # else nobody knows which phase is open
+                        self._sample(due, late_ns, waited_ns, collected)
             if self._guest is not None:
                 self._guest.look(waited_ns)
             self.cpu_ns = cpu = time.thread_time_ns()

@@ -82,14 +82,15 @@ class StallWatch:
 
     def _look(self, now: int) -> None:
         """The floor is over. Is it long for this training, and is nothing at all going on?"""
-        if any(gate.shut for gate in self._session.gates.values()):
+        is_shut = any(gate.shut for gate in self._session.gates.values())
+        if is_shut and not self._session.rest.is_on:
             self._look_at = NEVER  # patches that pass through close no steps
             return
         limit = max(self._floor_ns, STEPS_RATIO * self._typical_ns())
         if now < self._since + limit:
             self._look_at = self._since + limit
             return
-        quiet = now - max(self._since, self._session.tracker.since)
+        quiet = now - max(self._since, self._session.tracker.since, self._session.rest.end)
         if quiet < limit:
             # Busy, as in an evaluation. If it comes to rest one day, that is written down too.
             self._look_at = now + limit - quiet

@@ -305,7 +305,14 @@ def _not_measured(payload: dict[str, Any]) -> list[str]:
         lines.append(
             f"Thinned       {dropped['thinned_steps']:,} old steps are kept as exact sums only"
         )
-    lost = {name: count for name, count in dropped.items() if name != "thinned_steps"}
+    if dropped.get("rested_steps"):
+        text = (
+            f"{dropped['rested_steps']:,} of the short steps were only counted and timed, their "
+            "phases taken to be as in the others (TRACEML_MAX_OVERHEAD=0 looks into all)"
+        )
+        lines += _wrapped("Sampled       ", text)[:2]
+    kept = ("thinned_steps", "rested_steps")
+    lost = {name: count for name, count in dropped.items() if name not in kept}
     if lost:
         lines.append(f"Lost          {', '.join(f'{n} {k}' for k, n in lost.items())} not written")
     if about["missing_ranks"]:
