@@ -123,9 +123,9 @@ def row(label, off, on, unit, goal=""):
 
 def steps_table(repetitions, runs):
     for modules, steps, goal in (
-        (3, 4000, "<= 15 us"),
-        (61, 1200, "<= 25 us"),
-        (601, 200, "as 61"),
+        (3, 20_000, "<= 15 us"),
+        (61, 6000, "<= 25 us"),
+        (601, 400, "as 61"),
     ):
         off, on = pairs(TRAINING, modules, steps, repetitions=repetitions, runs=runs)
         row(f"CPU a step, {modules} modules", median(off, "us"), median(on, "us"), "us", goal)
