@@ -180,8 +180,8 @@ class Config:
         "A patch that costs more than this share of a step passes through from then on, and the "
         "summary says so. Measured over 50 steps, now and then, for steps of 1 ms and longer; less "
         "than 150 us is never too much. Where all patches together cost half of this of steps "
-        "shorter than 5 ms, most steps are only counted and timed: the phases of a sample stand for "
-        "all. 0: no limit.",
+        "shorter than 5 ms, most steps are only counted and timed; the phases of a sample stand "
+        "for all. 0: no limit.",
     )
     hang_s: float = setting(
         60.0,
