@@ -82,7 +82,8 @@ RESTING = {
         "class Odd(torch.utils.data.Dataset):\n    def __len__(self): return 4000\n"
         "    def __getitem__(self, index):\n        if index == 3100: raise ValueError\n"
         "        return data[index]\n"
-        "for epoch in range(8):\n    try:\n        for batch in DataLoader(Odd(), batch_size=8):\n"
+        "loader = DataLoader(Odd(), batch_size=8)\nfor epoch in range(8):\n    try:\n"
+        "        for batch in loader:\n"
         "            step(batch)\n    except ValueError:\n        pass\n"
     ),
     "workers": EPOCHS.replace("loader:", "DataLoader(data, batch_size=8, num_workers=1):"),
@@ -114,6 +115,52 @@ RESTING = {
         "        nn.functional.cross_entropy(other(batch[0]), batch[1]).backward()\n"
         "        more.step()\n" + EPOCHS
     ),
+    "batches that are empty": (
+        "def collate(items):\n    made = torch.utils.data.default_collate(items)\n"
+        "    return made if made[1].sum() else []\n"
+        "loader = DataLoader(data, batch_size=8, collate_fn=collate)\n"
+        "for epoch in range(6):\n    for batch in loader:\n        if batch: step(batch)\n"
+        "        else: step(data[:8])\n"
+    ),
+    "batches that begin with a number": (
+        "def collate(items):\n"
+        "    return (torch.tensor(len(items)), *torch.utils.data.default_collate(items))\n"
+        "loader = DataLoader(data, batch_size=8, collate_fn=collate)\n"
+        + EPOCHS.replace("step(batch)", "step(batch[1:])")
+    ),
+    "batches of a class of its own": (
+        "class Batch:\n    def __init__(self, items):\n"
+        "        self.both = torch.utils.data.default_collate(items)\n"
+        "loader = DataLoader(data, batch_size=8, num_workers=1, collate_fn=Batch)\n"
+        + EPOCHS.replace("step(batch)", "step(batch.both)")
+    ),
+    "persistent workers that are left": (
+        "loader = DataLoader(data, batch_size=8, num_workers=1, persistent_workers=True)\n"
+        "for epoch in range(8):\n    for number, batch in enumerate(loader):\n"
+        "        step(batch)\n        if number == 377:\n            break\n"
+    ),
+    "evaluation without a loader": (
+        "for epoch in range(6):\n    for number, batch in enumerate(loader):\n"
+        "        step(batch)\n        if number % 100 == 99:\n            with torch.no_grad():\n"
+        "                for _ in range(50): model(data[:8][0])\n"
+    ),
+    "a thread that trains too": (
+        "import threading\nother = nn.Linear(8, 2)\n"
+        "more = torch.optim.SGD(other.parameters(), lr=0.01)\n"
+        "def beside():\n    for _ in range(300):\n        more.zero_grad()\n"
+        "        other(data[:8][0]).sum().backward()\n        more.step()\n"
+        "        time.sleep(0.002)\n"
+        "step(data[:8])\nthread = threading.Thread(target=beside)\nthread.start()\n"
+        + EPOCHS
+        + "thread.join()\n"
+    ),
+    "checkpointed": (
+        "from torch.utils.checkpoint import checkpoint\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.net = inner\n"
+        "    def forward(self, x):\n"
+        "        return checkpoint(self.net, x.requires_grad_(), use_reentrant=True)\n"
+        "inner = model\nmodel = Net()\n" + EPOCHS
+    ),
     "frozen for a while": (
         "for epoch in range(6):\n    for batch in loader:\n        learn(batch)\n"
         "        if epoch != 3: optimizer.step()\n        optimizer.zero_grad()\n"
@@ -123,6 +170,12 @@ WATCHED = {
     "two optimizers": (
         "other = torch.optim.SGD(model[0].parameters(), lr=0.01)\n"
         + EPOCHS.replace("step(batch)", "step(batch); other.step()")
+    ),
+    "a teacher": (
+        "teacher = nn.Linear(8, 2)\ndef learn(batch):\n"
+        "    with torch.no_grad(): target = teacher(batch[0])\n"
+        "    loss = (model(batch[0]) - target).square().mean()\n"
+        "    loss.backward()\n    return loss\n" + EPOCHS
     ),
     "two loaders": EPOCHS.replace(
         "for batch in loader", "for batch, _ in zip(loader, DataLoader(data, batch_size=8))"
@@ -148,9 +201,14 @@ WATCHED = {
 }
 
 
+def batches_of(loader):
+    return sum(sums.batches or 0 for sums in loader.sums or ())
+
+
 def counts_of(result):
     """What has to be the same whether the patches rest or not."""
-    (spool,) = result.spools
+    (path,) = result.run_dir.glob("*.jsonl")
+    spool = read_spool(path, spans=True)
     end, text = spool.end, result.run_dir / "final_summary.json"
     passes = {
         (loader, number): (batches, ended is not None)
@@ -161,6 +219,7 @@ def counts_of(result):
     }
     rested = json.loads(text.read_text())["traceml_agent"]["dropped"].get("rested_steps", 0)
     steps = sum(batch.count for batch in spool.batches) + sum(part.count for part in spool.sums)
+    loaders = {loader.loader: batches_of(loader) for loader in spool.loaders.values()}
     known = {
         "steps": end.steps,
         "in the spool": steps,
@@ -169,6 +228,7 @@ def counts_of(result):
         "updates": end.updates,
         "faults": spool.faults,
         "passes": passes,
+        "loaders": loaders,
     }
     return known, rested
 
@@ -319,3 +379,25 @@ def test_a_shutdown_while_the_patches_rest_ends_the_recording(tmp_path):
     done = run(tmp_path, script, TRACEML_TEST_RAISE="1")
     assert (done.returncode, done.other_stderr) == (0, ""), done.stderr
     assert done.spools[0].end.steps == 4 * 501
+
+
+RAISED = {
+    "forward": "step((batch[0][:, :3], batch[1]))",
+    "backward": "model(batch[0]).sum().detach().backward()",
+    "loader": "raise RuntimeError from None",
+    "optimizer": "optimizer.param_groups[0]['lr'] = 'x'; step(batch)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="frames of 3.10 are not hidden")
+@pytest.mark.parametrize("where", RAISED)
+def test_an_error_while_the_patches_rest_reads_as_without_the_agent(tmp_path, where):
+    text = SET_UP + "steps = 0\nfor epoch in range(6):\n    for batch in loader:\n"
+    text += "        steps += 1\n        if steps == 2000:\n            " + RAISED[where]
+    script = write(tmp_path, text + "\n        step(batch)\n")
+    off, on = run(tmp_path, script, enabled=False), run(tmp_path, script)
+    assert off.returncode == on.returncode == 1
+    assert on.other_stderr == off.other_stderr
+    assert on.spools[0].end.steps == 1999
+    assert counts_of(on)[1] > 1000

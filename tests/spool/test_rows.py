@@ -77,12 +77,12 @@ def test_sums_of_old_steps_stay_as_they_are():
     assert shared_out([sums_of_counted(5)], []) == [sums_of_counted(5)]  # nothing to go by
 
 
-def test_thinning_joins_counted_steps_with_their_like_alone():
+def test_thinning_joins_counted_steps_with_the_others():
     counted = [dataclasses.replace(sums_of_counted(5), first_step=n, count=1, start_ns=2_000 * n)
                for n in (1, 2, 3)]  # fmt: skip
     old = dataclasses.replace(counted[0], first_step=4, start_ns=8_000, shared_ns=None)
     lines = [encode(record) for record in [*counted, old, *[old] * 4]]
     found = [decode(line) for line in thin_lines(lines).lines]
-    assert [(part.count, part.shared_ns) for part in found[:2]] == [(3, 15), (1, None)]
+    assert [(part.count, part.shared_ns) for part in found[:2]] == [(4, 15), (1, None)]
     for part in found[:2]:
         check(part)

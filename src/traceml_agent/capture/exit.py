@@ -155,6 +155,7 @@ def close_spool(end: "Ending", leave_by: float) -> bool:
     recorder = SESSION.recorder
     if recorder is None:
         return False
+    SESSION.rest.wake()
     SESSION.look(at_end=True)
     if SESSION.loaders is not None:
         SESSION.loaders.is_last = True

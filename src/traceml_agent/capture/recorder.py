@@ -63,6 +63,7 @@ class Recorder:
         self.stack_fd: int | None = None
         self.totals = Totals()
         self.last_step = 0
+        self.taken = 0  # steps up to this one are in the spool, or on their way
         self.activate_ns = 0
         self.thread_cpu_ns = 0
         self.other_threads_cpu_ns: dict[str, int] = {}  # of the agent, by name
@@ -203,6 +204,7 @@ class Recorder:
 
     def _take(self) -> list[Row]:
         if self.ring is not None:
+            self.taken = self.last_step  # first: a step up to here does not open again
             return self.ring.rows(self.last_step)
         rows, self._rows = self._rows, []
         return rows

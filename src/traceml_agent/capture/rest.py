@@ -7,15 +7,15 @@ keeps when the step ended. docs/decisions/0020-rest.md says why.
 """
 
 from _thread import get_ident
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from traceml_agent.capture import scopes
 from traceml_agent.capture.open_step import IDLE_NS, NEVER, NONE, clock
+from traceml_agent.capture.resting import RestingTracker
 from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.guard import INTERNAL, Gate, fault, guard
-from traceml_agent.schema.phases import PHASES
+from traceml_agent.schema.phases import INPUT_WAIT, PHASES
 from traceml_agent.spool.bounds import RESTED
 from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, pack_step
 
@@ -38,9 +38,11 @@ PEEKED_STEPS = 5
 ALIKE_STEPS = 32
 """The last so many steps have to be of one kind: one update, as many batches."""
 VAIN_STEPS = 8
+SLOW_LIMIT = 4
+"""Counted steps in a row that are longer than LONGEST_STEP_NS: the training has changed."""
 VAIN_LIMIT = 3
 """So many rests that end within so few steps: this program does something else at each step."""
-CLOSED_GATES = ("transfer", "forward", "backward", "optimizer")
+CLOSED_GATES = ("forward", "backward", "optimizer")
 _ACC = len(PHASES)
 
 
@@ -52,10 +54,10 @@ class Rest:
     """
 
     __slots__ = (
-        "_asked", "_closed", "_is_cut", "_recorder", "_ring", "_session", "_start", "_tracker",
-        "_typical_ns", "_vain", "asks", "backwards", "end", "expected", "first", "is_allowed",
-        "is_on", "is_wanted", "iterator", "kept", "left", "loader", "odd", "optimizer", "rested",
-        "size", "steps",
+        "_closed", "_is_cut", "_recorder", "_ring", "_session", "_slow", "_start", "_tracker",
+        "_typical_ns", "_vain", "backwards", "batches", "end", "expected", "is_allowed", "is_on",
+        "is_wanted", "is_within", "iteration", "iterator", "kept", "left", "loader", "odd",
+        "optimizer", "rested", "size", "steps", "waited",
     )  # fmt: skip
 
     def __init__(self, session: "Session", tracker: StepTracker) -> None:
@@ -90,12 +92,18 @@ class Rest:
         self.optimizer = 0  # id
         self.loader = loader  # key of the loader, 0: none
         self.iterator = 0  # id of the iterator of it
-        self.asks: list[tuple[int, int]] = []  # when a batch was asked for, and came
-        self._asked = 0  # batches before the last counted step
-        self.backwards = 0  # since then
-        self.size: int | None = None  # samples of a batch, None: not seen
-        self.first = 0  # number of the first batch in its epoch
-        self.odd = 0  # samples more than batches of this size would have, since then
+        self.iteration: Any = None  # what is known of that, for the thread that writes
+        self.size: int | None = 0 if loader else None  # samples of a batch, None: not seen
+        self._slow = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        """Since the last counted step nothing has come."""
+        self.batches = 0
+        self.waited = 0  # for these
+        self.odd = 0  # samples more than batches of this size would have
+        self.backwards = 0
+        self.is_within = False  # a call of the model, or a backward pass
 
     # Before
 
@@ -147,7 +155,7 @@ class Rest:
             return False
         ((self.expected, updates),) = counts
         self._typical_ns = sum(row[2] for row in rows) // len(rows)
-        return bool(updates == 1)
+        return bool(updates == 1) and self._typical_ns < LONGEST_STEP_NS
 
     def _begin(self, optimizer: int) -> None:
         tracker = self._tracker
@@ -191,28 +199,34 @@ class Rest:
             if not self._is_cut:
                 self._cut()
             tracker, ring, start, expected = self._tracker, self._ring, self.end, self.expected
-            asked, backwards = len(self.asks), self.backwards
-            batches = asked - self._asked if self.loader else expected
-            if not batches == backwards == expected:
+            waited = self.waited
+            batches = self.batches if self.loader else expected
+            if not batches == self.backwards == expected:
                 self.left = max(self.left, 1)  # they look at what comes, and then rest on
                 self.wake(updated=now)
                 return
             step = tracker.step + 1
             duration = now - start
-            if duration > IDLE_NS:  # nobody can tell any more where the pause was
-                duration = self._typical_ns
-                start = now - duration
+            if duration > LONGEST_STEP_NS:
+                self._slow += 1
+                if self._slow >= SLOW_LIMIT:
+                    self.left = 0
+                if duration - waited > IDLE_NS:  # a pause: nobody can tell any more where it was
+                    duration = self._typical_ns + waited
+                    start = now - duration
+            elif self._slow:
+                self._slow = 0
             if step - ring.drained > ring.capacity:
                 self._recorder.make_room()
             samples = -1 if self.size is None else expected * self.size + self.odd
             pack_step(
                 ring.buffer, HEADER_SIZE + (step - 1) % ring.capacity * RECORD_SIZE,
-                step, start, duration, 0, 0, 0, 0, 0, 0, 0, 0, 0, RESTED - duration,
+                step, start, duration, waited, 0, 0, 0, 0, 0, 0, 0, 0, RESTED - duration + waited,
                 expected, samples, 1, step,
             )  # fmt: skip
             self._recorder.last_step = tracker.step = step
-            self._start, self.end, self._asked = start, now, asked
-            self.backwards = self.odd = 0
+            self._start, self.end = start, now
+            self.batches = self.waited = self.odd = self.backwards = 0
             self.rested += 1
             self.left -= 1
             if self.left <= 0:
@@ -222,21 +236,22 @@ class Rest:
             self.wake()
             fault("rest", error)
 
-    def is_asked(self, iterator: Any) -> bool:
-        """Whether another iterator than so far is that of the loader that the steps are made of."""
-        if self.iterator or id(iterator._index_sampler) != self.loader:
+    def is_asked(self, iterator: Any, live: dict[int, Any]) -> bool:
+        """Whether another iterator than so far is that of the loader that the steps are made of.
+        `live` are the iterators that are known, by id."""
+        if self.iterator or id(getattr(iterator, "_index_sampler", None)) != self.loader:
             return False
         if get_ident() != self._tracker.owner:
             return False
-        self.iterator = id(iterator)
+        self.iterator, self.iteration = id(iterator), live.get(id(iterator))
         return True
 
-    def came(self, number: int, size: int | None) -> None:
-        """The first batch came, with this number; or one of another size."""
-        if len(self.asks) == 1:
-            self.first, self.size = number, size
-        elif size is None or self.size is None:
+    def came(self, size: int | None) -> None:
+        """The first batch came, or one of another size."""
+        if size is None or self.size is None:
             self.size = None
+        elif not self.size:
+            self.size = size
         else:
             self.odd += size - self.size
 
@@ -268,14 +283,15 @@ class Rest:
         self._closed = []
         tracker.last_duration = self._typical_ns
         with guard("rest"):
-            self._tell_loader()
-            if self._is_cut or self.asks or self.backwards:
+            if self._is_cut or self.batches or self.backwards:
                 self._take_up(updated)
         self.steps += self.rested
         in_vain = self.rested < VAIN_STEPS and self.left > 0
         self._vain = self._vain + 1 if in_vain else 0
         if self._vain >= VAIN_LIMIT:
             self.is_allowed = False
+        if self._slow >= SLOW_LIMIT:
+            self.left = self.kept = 0
         watched = WATCHED_STEPS if self.left <= 0 else 1
         if self.kept:
             watched, self.left, self.kept = PEEKED_STEPS, self.kept, 0
@@ -286,55 +302,28 @@ class Rest:
         if not self._is_cut:
             self._cut()
         tracker, start, backwards = self._tracker, self.end, self.backwards
-        batches = len(self.asks) - self._asked
+        batches, waited = self.batches, self.waited
         samples = None if self.size is None else batches * self.size + self.odd
         is_open = not updated and self._is_open(batches if self.loader else backwards)
         if is_open:
             start, backwards = self._start, self.expected
             batches = self.expected if self.loader else 0
+            (row,) = self._ring.newest(1, tracker.step)
+            waited += row[3]
             if samples is not None:
-                samples = self._ring.newest(1, tracker.step)[0][-3]
+                samples = row[-3]
             self.rested -= 1
             tracker.step -= 1
             self._recorder.last_step = tracker.step
         known = [(self.loader, samples)] * bool(batches)
         known += [(self.loader, None if samples is None else 0)] * (batches - 1)
-        self._close_next(max(0, clock() - start))
+        self._close_next(max(0, clock() - start - waited))
         tracker.go_on(start, known, backwards)
+        tracker.segment.acc[INPUT_WAIT] += waited
         if is_open or updated:
             tracker.begin_update(self.optimizer)
             tracker.end_update()
 
-    def _tell_loader(self) -> None:
-        iteration = self._session.loaders.live.get(self.iterator)
-        if iteration is not None:
-            iteration.asks.extend(
-                (iteration.epoch, number, asked, came)
-                for number, (asked, came) in enumerate(self.asks, start=self.first)
-            )
-
     def _is_open(self, followed: int) -> bool:
-        """Whether the last counted step may still go on, and is not in the spool yet."""
-        return self._start > 0 and not followed and self._ring.drained < self._tracker.step
-
-
-class RestingTracker(StepTracker):
-    """Of patches that rest: whatever else it is told of wakes them first."""
-
-    __slots__ = ()
-
-
-def _waking(name: str) -> Callable[..., Any]:
-    def method(self: RestingTracker, *args: Any, **kwargs: Any) -> Any:
-        self.audit.rest.wake()
-        return getattr(self, name)(*args, **kwargs)
-
-    method.__name__ = name
-    return method
-
-
-_QUIET = ("steps_done", "roles", "evaluates", "cut", "go_on")
-for _class in StepTracker.__mro__[:-1]:
-    for _name, _member in vars(_class).items():
-        if not _name.startswith("_") and _name not in _QUIET and callable(_member):
-            setattr(RestingTracker, _name, _waking(_name))
+        """Whether the last counted step may still go on, and is not on its way into the spool."""
+        return self._start > 0 and not followed and self._recorder.taken < self._tracker.step

@@ -4,7 +4,7 @@ phases of steps at which the patches rested."""
 from dataclasses import replace
 from operator import add, eq
 
-from traceml_agent.schema.phases import PHASES, SEPARATE
+from traceml_agent.schema.phases import INPUT_WAIT, PHASES, SEPARATE
 from traceml_agent.schema.records import Steps, StepSums
 from traceml_agent.spool.bounds import LONGEST_NS, RESTED
 from traceml_agent.spool.ring import Row
@@ -94,15 +94,17 @@ def _squeeze(column: list[int]) -> int | list[int]:
 def shared_out(sums: list[StepSums], batches: list[Steps]) -> list[StepSums]:
     """The sums, those of steps at which the patches rested with the phases of the other steps.
 
-    Not those that a step has seldom: patches that rest wake for these.
+    Not the wait for input, which is known of each step; nor those that a step has seldom: patches
+    that rest wake for these.
     """
     if all(part.shared_ns is None for part in sums):
         return sums
     seen = [sums_of(batch) for batch in batches]
     seen += [part for part in sums if part.shared_ns is None]
     seen = [part for part in seen if part.first_step > STEADY_STEP] or seen
-    names = [name for number, name in enumerate(PHASES) if number not in SEPARATE]
-    apart = sum(part.phase_ns.get(PHASES[phase], 0) for part in seen for phase in SEPARATE)
+    exact = (INPUT_WAIT, *SEPARATE)
+    names = [name for number, name in enumerate(PHASES) if number not in exact]
+    apart = sum(part.phase_ns.get(PHASES[phase], 0) for part in seen for phase in exact)
     seen_ns = sum(part.duration_ns for part in seen) - apart
     if seen_ns <= 0:
         return sums

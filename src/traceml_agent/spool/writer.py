@@ -211,7 +211,6 @@ def _join_sums(result: Thinned, record: Sums, line: bytes) -> None:
         isinstance(before, Sums)
         and before.first_step + before.count == record.first_step
         and before.start_ns + before.duration_ns == record.start_ns
-        and (before.shared_ns is None) == (record.shared_ns is None)
     ):
         names = {**before.phase_ns, **record.phase_ns}
         samples = (
@@ -231,8 +230,8 @@ def _join_sums(result: Thinned, record: Sums, line: bytes) -> None:
                 updates=before.updates + record.updates,
                 d2h_ns=before.d2h_ns + record.d2h_ns,
                 shared_ns=None
-                if before.shared_ns is None or record.shared_ns is None
-                else before.shared_ns + record.shared_ns,
+                if before.shared_ns is None and record.shared_ns is None
+                else (before.shared_ns or 0) + (record.shared_ns or 0),
             )
         )
     else:

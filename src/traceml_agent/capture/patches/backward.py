@@ -30,8 +30,20 @@ def timed_backward(original: Any, is_compiling: Callable[[], bool], gate: Gate) 
         if is_compiling():
             return original(*args, **kwargs)
         if gate.shut:
+            counts = rest.is_on and not rest.is_within and get_ident() == tracker.owner
+            if not counts:
+                return original(*args, **kwargs)
+            rest.is_within = True
+            try:
+                result = original(*args, **kwargs)
+            except BaseException as error:
+                rest.is_within = False
+                rest.backwards += 1
+                hide_frame(error)
+                raise
+            rest.is_within = False
             rest.backwards += 1
-            return original(*args, **kwargs)
+            return result
         phase = tracker.phase
         if (phase >= 0 and phase != OPTIMIZER) or (
             get_ident() != tracker.owner and not SESSION.adopt_thread()
@@ -57,8 +69,9 @@ def _grad(original: Any, is_compiling: Callable[[], bool]) -> Any:
         if is_compiling():
             return original(*args, **kwargs)
         if gate.shut:
-            rest.backwards += not kwargs.get("create_graph", False)
-            return original(*args, **kwargs)
+            rest.wake()  # seldom, and of several kinds
+            if gate.shut:
+                return original(*args, **kwargs)
         phase = tracker.phase
         if (phase >= 0 and phase != OPTIMIZER) or (
             get_ident() != tracker.owner and not SESSION.adopt_thread()

@@ -9,7 +9,7 @@ from traceml_agent.capture.open_step import CLOSURE, NONE, clock
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.patches.running import running_updates
 from traceml_agent.capture.session import SESSION
-from traceml_agent.guard import or_none
+from traceml_agent.guard import INTERNAL, or_none
 from traceml_agent.schema.phases import EVAL, INPUT_WAIT, OPTIMIZER
 
 ASKING = (OPTIMIZER, EVAL)
@@ -38,7 +38,7 @@ def _patch_next(iterator_class: Any, tensor_class: Any) -> None:
     live = SESSION.loaders.live
 
     def __next__(self: Any) -> Any:
-        if rest.is_on and (id(self) == rest.iterator or rest.is_asked(self)):
+        if rest.is_on and (id(self) == rest.iterator or rest.is_asked(self, live)):
             asked = clock()
             try:
                 batch = original(self)
@@ -48,14 +48,23 @@ def _patch_next(iterator_class: Any, tensor_class: Any) -> None:
                     ended.ends.append((ended.epoch, clock()))
                 hide_frame(error)
                 raise
-            rest.asks.append((asked, clock()))
-            if (type(batch) is list or type(batch) is tuple) and type(batch[0]) is tensor_class:
-                size = batch[0].size(0)
-            else:
-                size = samples_in(batch, self._index_sampler) if self._auto_collation else None
-            if size != rest.size:
-                has_workers = (known := live.get(id(self))) is not None and known.has_workers
-                rest.came((self._rcvd_idx if has_workers else self._num_yielded) - 1, size)
+            try:
+                came = clock()
+                rest.batches += 1
+                rest.waited += came - asked
+                iteration = rest.iteration
+                if iteration is not None:
+                    number = self._rcvd_idx if iteration.has_workers else self._num_yielded
+                    iteration.asks.append((iteration.epoch, number - 1, asked, came))
+                kind = type(batch)
+                if (kind is list or kind is tuple) and type(batch[0]) is tensor_class:
+                    size = batch[0].size(0) if self._auto_collation else None
+                else:
+                    size = samples_in(batch, self._index_sampler) if self._auto_collation else None
+                if size != rest.size:
+                    rest.came(size)
+            except INTERNAL:  # a batch of another shape, an iterator unlike torch's
+                rest.came(None)
             return batch
         phase = tracker.phase
         # An open optimizer phase: its closure asks, or its step raised and the loop went on. Any

@@ -95,7 +95,7 @@ class Discovery:
 
 
 def _wrapper(torch: Any, discovery: Discovery) -> Any:
-    tracker, gate = SESSION.tracker, SESSION.gates["forward"]
+    tracker, gate, rest = SESSION.tracker, SESSION.gates["forward"], SESSION.rest
     is_compiling = compiling_test(torch)
     is_grad_enabled = torch.is_grad_enabled
     module_class = discovery.module_class
@@ -111,6 +111,20 @@ def _wrapper(torch: Any, discovery: Discovery) -> Any:
         call = module_class.__call__
         if call is plain or call is wrapper:
             call = original
+        if rest.is_on:
+            if rest.is_within or get_ident() != tracker.owner:
+                return call(self, *args, **kwargs)
+            if is_grad_enabled():
+                rest.is_within = True
+                try:
+                    result = call(self, *args, **kwargs)
+                except BaseException as error:
+                    rest.is_within = False
+                    hide_frame(error)
+                    raise
+                rest.is_within = False
+                return result
+            rest.wake()  # an evaluation
         phase = tracker.phase
         if gate.shut or (phase >= 0 and phase != OPTIMIZER) or get_ident() != tracker.owner:
             return call(self, *args, **kwargs)
