@@ -26,7 +26,7 @@ EVERY_SHORT_STEPS = 10_000
 """Where the patches rest now and then: fifty audited steps cost as much as a thousand others."""
 FIRST_REST = 512
 """Step before which the patches do not rest. Chosen: what most short runs have is seen whole."""
-RESTED_SHARE = 0.4
+RESTED_SHARE = 0.5
 """Cost of a step at which the patches rest over that of one that they look into. Source:
 tests/overhead/paired.py."""
 LEAST_STEPS = 10
