@@ -19,7 +19,8 @@ from traceml_agent.schema.snapshots import Figures, TensorFigures
 from traceml_agent.schema.spans import MarkSums, ScopeSums
 from traceml_agent.schema.stacks import CodeLine, StackRow
 from traceml_agent.schema.stalls import Operation, ProcessGroup, ThreadStack
-from traceml_agent.spool.ring import HEADER_SIZE, MAGIC, RECORD_SIZE
+from traceml_agent.spool.layout import HEADER_SIZE, RECORD_SIZE
+from traceml_agent.spool.ring import MAGIC
 
 DOCS = Path(__file__).parents[2] / "docs"
 SPOOL = (DOCS / "spool-format.md").read_text(encoding="utf-8")

@@ -65,7 +65,8 @@ from traceml_agent.spool.format import (
     STACK_SUFFIX,
     encode,
 )
-from traceml_agent.spool.ring import RECORD_SIZE, Ring, pack_step, read_ring, slot_offset
+from traceml_agent.spool.layout import RECORD_SIZE, pack_step
+from traceml_agent.spool.ring import Ring, read_ring, slot_offset
 from traceml_agent.spool.writer import SpoolWriter
 
 LONG_AGO_S = 1_700_000_000

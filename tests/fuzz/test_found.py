@@ -243,7 +243,8 @@ def test_a_run_directory_whose_name_is_no_utf8_is_folded(tmp_path):
 
 
 def test_two_records_of_a_ring_that_claim_one_step_count_once(run_dir):
-    from traceml_agent.spool.ring import RECORD, Ring
+    from traceml_agent.spool.layout import RECORD
+    from traceml_agent.spool.ring import Ring
 
     path = run_dir / SLOTS[1]
     ring = Ring(path, capacity=4)

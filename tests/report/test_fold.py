@@ -12,7 +12,7 @@ from traceml_agent.errors import NewerSchema, NoRun, NoSpools, TracemlError
 from traceml_agent.report.fold import fold, fold_and_write, read_summary
 from traceml_agent.schema.records import Outside, StepSums
 from traceml_agent.schema.summary import STEP_TIME_METRICS
-from traceml_agent.spool.ring import RECORD as RING_RECORD
+from traceml_agent.spool.layout import RECORD as RING_RECORD
 from traceml_agent.spool.ring import Ring, slot_offset
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 from traceml_agent.schema.phases import EVAL, FORWARD, PHASES
 from traceml_agent.schema.records import Steps, StepSums
-from traceml_agent.spool.bounds import RESTED
 from traceml_agent.spool.format import decode, encode
+from traceml_agent.spool.layout import RESTED
 from traceml_agent.spool.plausible import check, is_plausible_row
 from traceml_agent.spool.rows import batches_of, shared_out
 from traceml_agent.spool.writer import thin_lines

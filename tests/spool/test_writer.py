@@ -11,8 +11,9 @@ import pytest
 from tests.report.synthetic_run import ACTIVE, HEADER, MS, steps
 from traceml_agent.schema.records import Patches
 from traceml_agent.spool.digested import read_spool
+from traceml_agent.spool.layout import RECORD
 from traceml_agent.spool.reader import batches_of, last_step
-from traceml_agent.spool.ring import RECORD, Ring, read_ring, slot_offset
+from traceml_agent.spool.ring import Ring, read_ring, slot_offset
 from traceml_agent.spool.writer import SpoolWriter
 
 

@@ -26,7 +26,8 @@ from traceml_agent.schema.records import (
 )
 from traceml_agent.spool.digest import DigestWriter
 from traceml_agent.spool.format import DIGEST_SUFFIX
-from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, Ring, Row, pack_step
+from traceml_agent.spool.layout import HEADER_SIZE, RECORD_SIZE, pack_step
+from traceml_agent.spool.ring import Ring, Row
 from traceml_agent.spool.rows import batches_of
 from traceml_agent.spool.writer import SpoolWriter, sums_of
 

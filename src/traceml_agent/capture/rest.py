@@ -16,8 +16,7 @@ from traceml_agent.capture.segment import Segment
 from traceml_agent.capture.steps import StepTracker
 from traceml_agent.guard import INTERNAL, Gate, fault, guard
 from traceml_agent.schema.phases import INPUT_WAIT, PHASES
-from traceml_agent.spool.bounds import RESTED
-from traceml_agent.spool.ring import HEADER_SIZE, RECORD_SIZE, pack_step
+from traceml_agent.spool.layout import HEADER_SIZE, RECORD_SIZE, RESTED, pack_step
 
 if TYPE_CHECKING:
     from traceml_agent.capture.session import Session

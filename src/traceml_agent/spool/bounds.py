@@ -14,6 +14,3 @@ LAST_BUCKET = 2100
 """Of a sketch. Source: a little above that of LONGEST_NS."""
 LEAST = 1e-12
 """Of a number that is not 0. Chosen: no division by it leaves the range of a float."""
-
-RESTED = -1
-"""RESTED less so many nanoseconds in the place of d2h: for these nobody looked at this step."""

@@ -25,9 +25,9 @@ from traceml_agent.spool.bounds import (
     LONGEST_NS,
     MOST,
     MOST_PER_STEP,
-    RESTED,
 )
 from traceml_agent.spool.format import BadRecord
+from traceml_agent.spool.layout import RESTED
 from traceml_agent.spool.plausible_program import (
     problem_of_snapshot,
     problem_of_spans,

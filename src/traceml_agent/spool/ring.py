@@ -13,7 +13,7 @@ import struct
 from pathlib import Path
 
 from traceml_agent.errors import TracemlError
-from traceml_agent.schema.phases import PHASES
+from traceml_agent.spool.layout import HEADER_SIZE, RECORD, RECORD_SIZE
 from traceml_agent.spool.plausible import is_plausible_row
 
 MAGIC = b"TMRING02"
@@ -22,11 +22,6 @@ _DRAINED_OFFSET = 24
 _ENDING = struct.Struct("<qq")  # how the process left: 1 + index in ENDINGS, exit code (-1: None)
 _ENDING_OFFSET = 32
 ENDINGS = ("finished", "failed", "interrupted")
-HEADER_SIZE = 64
-# step, start, duration, the phases, d2h, micro_batches, samples (-1: not seen), updates, step
-RECORD = struct.Struct(f"<{3 + len(PHASES) + 5}q")
-RECORD_SIZE = RECORD.size
-pack_step = RECORD.pack_into
 DEFAULT_CAPACITY = 4096
 CAPACITY_LIMIT = 1 << 20
 """Records read of a ring: a reader does not take a file of any size into memory."""

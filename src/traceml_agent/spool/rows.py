@@ -6,7 +6,8 @@ from operator import add, eq
 
 from traceml_agent.schema.phases import INPUT_WAIT, PHASES, SEPARATE
 from traceml_agent.schema.records import Steps, StepSums
-from traceml_agent.spool.bounds import LONGEST_NS, RESTED
+from traceml_agent.spool.bounds import LONGEST_NS
+from traceml_agent.spool.layout import RESTED
 from traceml_agent.spool.ring import Row
 from traceml_agent.spool.writer import sums_of
 
