@@ -14,6 +14,7 @@ MEASURED = (
     "e2e/test_lines.py",
     "e2e/test_loader_replay.py",
     "e2e/test_phases.py",
+    "e2e/test_rest_time.py",
     "e2e/test_retained.py",
     "e2e/test_tokens.py",
     "engines/test_frameworks.py",

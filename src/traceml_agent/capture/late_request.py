@@ -30,6 +30,7 @@ def take_up(session: "Session", request: Request) -> None:
         say(f"init: {', '.join(late)} came after {what} and is not used")
     if session.recorder is None and session.config.snapshots == "stats":
         session.take_snapshots(everything=True)
+    session.rest.wake()
     for name in STEP_PATCHES:
         if request.leaves_out(name):
             session.gates[name].shut = True

@@ -36,9 +36,9 @@ PEEKED_STEPS = 5
 """Looked into whenever a line is sampled, 20 times a second: the sample needs a phase."""
 ALIKE_STEPS = 32
 """The last so many steps have to be of one kind: one update, as many batches."""
-VAIN_STEPS = 8
 SLOW_LIMIT = 4
 """Counted steps in a row that are longer than LONGEST_STEP_NS: the training has changed."""
+VAIN_STEPS = 8
 VAIN_LIMIT = 3
 """So many rests that end within so few steps: this program does something else at each step."""
 CLOSED_GATES = ("forward", "backward", "optimizer")
@@ -73,6 +73,7 @@ class Rest:
         self._recorder: Any = None
         self._ring: Any = None
         self._vain = 0
+        self._slow = 0  # counted steps in a row that were too long, over all rests
         self._typical_ns = 0
         self.is_on = False
         self.is_wanted = False  # after the next update, if that can be
@@ -93,12 +94,7 @@ class Rest:
         self.iterator = 0  # id of the iterator of it
         self.iteration: Any = None  # what is known of that, for the thread that writes
         self.size: int | None = 0 if loader else None  # samples of a batch, None: not seen
-        self._slow = 0
-        self._clear()
-
-    def _clear(self) -> None:
-        """Since the last counted step nothing has come."""
-        self.batches = 0
+        self.batches = 0  # since the last counted step
         self.waited = 0  # for these
         self.odd = 0  # samples more than batches of this size would have
         self.backwards = 0
@@ -154,6 +150,7 @@ class Rest:
             return False
         ((self.expected, updates),) = counts
         self._typical_ns = sum(row[2] for row in rows) // len(rows)
+        self._slow = 0
         return bool(updates == 1) and self._typical_ns < LONGEST_STEP_NS
 
     def _begin(self, optimizer: int) -> None:
@@ -275,10 +272,10 @@ class Rest:
         if not self.is_on:
             return
         tracker = self._tracker
-        self.is_on = False
-        tracker.__class__ = StepTracker
         for gate in self._closed:
             gate.shut = False
+        tracker.__class__ = StepTracker
+        self.is_on = False  # last: a handler of a signal may raise in between, and this comes again
         self._closed = []
         tracker.last_duration = self._typical_ns
         with guard("rest"):

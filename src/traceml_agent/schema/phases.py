@@ -17,8 +17,8 @@ PHASES = (
     INPUT_WAIT, H2D, FORWARD, BACKWARD, OPTIMIZER, EVAL, CHECKPOINT, COMPILE, LOGGING,
 ) = range(len(PHASES))  # fmt: skip
 
-SEPARATE = (EVAL, CHECKPOINT, COMPILE, LOGGING)
-"""Phases that are no part of a usual step."""
+UNUSUAL = (EVAL, CHECKPOINT, COMPILE, LOGGING)
+"""Phases that a step has seldom."""
 
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
 """The phases whose sum is `compute`."""

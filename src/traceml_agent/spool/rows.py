@@ -4,7 +4,7 @@ phases of steps at which the patches rested."""
 from dataclasses import replace
 from operator import add, eq
 
-from traceml_agent.schema.phases import INPUT_WAIT, PHASES, SEPARATE
+from traceml_agent.schema.phases import INPUT_WAIT, PHASES, UNUSUAL
 from traceml_agent.schema.records import Steps, StepSums
 from traceml_agent.spool.bounds import LONGEST_NS
 from traceml_agent.spool.layout import RESTED
@@ -103,7 +103,7 @@ def shared_out(sums: list[StepSums], batches: list[Steps]) -> list[StepSums]:
     seen = [sums_of(batch) for batch in batches]
     seen += [part for part in sums if part.shared_ns is None]
     seen = [part for part in seen if part.first_step > STEADY_STEP] or seen
-    exact = (INPUT_WAIT, *SEPARATE)
+    exact = (INPUT_WAIT, *UNUSUAL)
     names = [name for number, name in enumerate(PHASES) if number not in exact]
     apart = sum(part.phase_ns.get(PHASES[phase], 0) for part in seen for phase in exact)
     seen_ns = sum(part.duration_ns for part in seen) - apart

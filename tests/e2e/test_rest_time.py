@@ -1,0 +1,36 @@
+"""The time of steps that were only counted, against that of a run that looks into each step."""
+
+import pytest
+
+from tests.e2e.harness import run, write
+from tests.e2e.test_rest import END, RESTING, SET_UP
+from traceml_agent.report.series import totals
+
+BUSY = """
+class Busy(nn.Module):
+    def forward(self, inputs):
+        end = time.perf_counter() + 0.0006
+        while time.perf_counter() < end: pass
+        return inputs
+model.append(Busy())
+"""
+
+
+@pytest.mark.slow
+def test_time_is_shared_out_as_in_the_steps_that_were_looked_into(tmp_path):
+    """A third of a step is in the forward pass, and the rest adds up to the clock."""
+    script = write(tmp_path, SET_UP + BUSY + RESTING["evaluations"] + END)
+    found = {}
+    for limit in ("0", "1"):
+        directory = tmp_path / limit
+        directory.mkdir()
+        done = run(directory, script, TRACEML_MAX_OVERHEAD=limit)
+        found[limit] = totals(done.spools[0])
+        assert ("Sampled" in done.stderr) == (limit == "1")
+    seen, sampled = found["0"], found["1"]
+    for name in ("forward", "backward", "optimizer", "input_wait"):
+        share = sampled.phase_ns[name] / sampled.duration_ns
+        assert share == pytest.approx(seen.phase_ns[name] / seen.duration_ns, abs=0.04), name
+    assert sampled.phase_ns["forward"] > 0.4 * sampled.duration_ns
+    assert sampled.phase_ns["eval"] == pytest.approx(seen.phase_ns["eval"], rel=0.3)
+    assert sum(sampled.phase_ns.values()) <= sampled.duration_ns
