@@ -30,7 +30,7 @@ def test_time_is_shared_out_as_in_the_steps_that_were_looked_into(tmp_path):
     seen, sampled = found["0"], found["1"]
     for name in ("forward", "backward", "optimizer", "input_wait"):
         share = sampled.phase_ns[name] / sampled.duration_ns
-        assert share == pytest.approx(seen.phase_ns[name] / seen.duration_ns, abs=0.04), name
+        assert share == pytest.approx(seen.phase_ns[name] / seen.duration_ns, abs=0.05), name
     assert sampled.phase_ns["forward"] > 0.4 * sampled.duration_ns
     assert sampled.phase_ns["eval"] == pytest.approx(seen.phase_ns["eval"], rel=0.3)
     assert sum(sampled.phase_ns.values()) <= sampled.duration_ns

@@ -53,8 +53,8 @@ class Rest:
     """
 
     __slots__ = (
-        "_closed", "_is_cut", "_recorder", "_ring", "_session", "_slow", "_start", "_tracker",
-        "_typical_ns", "_vain", "backwards", "batches", "end", "expected", "is_allowed", "is_on",
+        "_closed", "_is_cut", "_keep", "_partly", "_recorder", "_ring", "_session", "_slow",
+        "_start", "_tracker", "_typical_ns", "_unseen_ns", "_vain", "backwards", "batches", "end", "expected", "is_allowed", "is_on",
         "is_wanted", "is_within", "iteration", "iterator", "kept", "left", "loader", "odd",
         "optimizer", "rested", "size", "steps", "waited",
     )  # fmt: skip
@@ -63,6 +63,8 @@ class Rest:
         self._session = session
         self._tracker = tracker
         self._closed: list[Gate] = []
+        self._unseen_ns = self._partly = 0  # of the steps that _close_partly closes
+        self._keep = tracker.on_close
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -172,19 +174,26 @@ class Rest:
         self._close_next(0)
         self._tracker.cut(self.end)
 
-    def _close_next(self, unseen_ns: int) -> None:
+    def _close_next(self, unseen_ns: int, count: int = 1) -> None:
         """The next step that closes was looked into in part: its time counts, and its phases in
-        the sums only. As a step of its own it would stand for many others."""
+        the sums only. As a step of its own it would stand for many others. So do the next `count`,
+        which were looked into for the sake of a line: what takes it delays them."""
         tracker = self._tracker
-        keep = tracker.on_close
+        if tracker.on_close != self._close_partly:
+            self._keep = tracker.on_close
+        self._unseen_ns, self._partly = unseen_ns, count
+        tracker.on_close = self._close_partly
 
-        def close(step: int, start: int, duration: int, measured: Segment, batches: int) -> None:
-            tracker.on_close = keep
-            measured.d2h_ns = RESTED - unseen_ns
-            measured.forwards = measured.forwards or 1  # unseen; else the patch would look for it
-            keep(step, start, duration, measured, batches)
-
-        tracker.on_close = close
+    def _close_partly(
+        self, step: int, start: int, duration: int, measured: Segment, batches: int
+    ) -> None:
+        measured.d2h_ns = RESTED - self._unseen_ns
+        measured.forwards = measured.forwards or 1  # unseen; else the patch would look for it
+        self._unseen_ns = 0
+        self._partly -= 1
+        if self._partly <= 0:
+            self._tracker.on_close = self._keep
+        self._keep(step, start, duration, measured, batches)
 
     # Meanwhile
 
@@ -313,7 +322,8 @@ class Rest:
             self._recorder.last_step = tracker.step
         known = [(self.loader, samples)] * bool(batches)
         known += [(self.loader, None if samples is None else 0)] * (batches - 1)
-        self._close_next(max(0, clock() - start - waited))
+        is_peek = self.kept and self._slow < SLOW_LIMIT
+        self._close_next(max(0, clock() - start - waited), PEEKED_STEPS if is_peek else 1)
         tracker.go_on(start, known, backwards)
         tracker.segment.acc[INPUT_WAIT] += waited
         if is_open or updated:
