@@ -54,9 +54,9 @@ class Rest:
 
     __slots__ = (
         "_closed", "_is_cut", "_keep", "_partly", "_recorder", "_ring", "_session", "_slow",
-        "_start", "_tracker", "_typical_ns", "_unseen_ns", "_vain", "backwards", "batches", "end", "expected", "is_allowed", "is_on",
-        "is_wanted", "is_within", "iteration", "iterator", "kept", "left", "loader", "odd",
-        "optimizer", "rested", "size", "steps", "waited",
+        "_start", "_tracker", "_typical_ns", "_unseen_ns", "_vain", "backwards", "batches",
+        "end", "expected", "is_allowed", "is_on", "is_wanted", "is_within", "iteration", "iterator",
+        "kept", "left", "loader", "odd", "optimizer", "rested", "size", "steps", "waited",
     )  # fmt: skip
 
     def __init__(self, session: "Session", tracker: StepTracker) -> None:
