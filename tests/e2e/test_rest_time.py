@@ -34,3 +34,14 @@ def test_time_is_shared_out_as_in_the_steps_that_were_looked_into(tmp_path):
     assert sampled.phase_ns["forward"] > 0.4 * sampled.duration_ns
     assert sampled.phase_ns["eval"] == pytest.approx(seen.phase_ns["eval"], rel=0.3)
     assert sum(sampled.phase_ns.values()) <= sampled.duration_ns
+
+
+@pytest.mark.slow
+def test_steps_that_are_looked_into_for_a_line_stand_for_no_others(tmp_path):
+    """The thread that takes the sample delays them; there are many more than of other steps."""
+    done = run(tmp_path, write(tmp_path, SET_UP + BUSY + RESTING["no loader"] + END))
+    (spool,) = done.spools
+    assert "Sampled" in done.stderr
+    known = sum(batch.count for batch in spool.batches)
+    assert 512 < known < 512 + 5 * 32  # before the first rest, and between rests
+    assert spool.stacks.samples > 40

@@ -151,7 +151,6 @@ def _patch_reset(iterator_class: Any, watch: LoaderWatch) -> None:
         iteration = watch.live.get(id(self))
         if iteration is None or kwargs.get("first_iter") or len(args) > 1:
             return original(self, *args, **kwargs)
-        SESSION.rest.wake()
         begun = clock()
         iteration.epoch += 1
         try:
