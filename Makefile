@@ -20,7 +20,7 @@ define install
 	$(BIN)/python -m pip install -q $(1)
 endef
 
-.PHONY: demo test lint bench bench-fold healthy truth fuzz gpu docs clean
+.PHONY: demo test lint bench bench-fold healthy truth engines-older fuzz gpu docs clean
 
 demo: $(VENV)/.demo
 	TRACEML_ENABLE=1 $(BIN)/python examples/slow_input.py
@@ -52,6 +52,11 @@ healthy: $(VENV)/.test
 truth: $(VENV)/.test
 	$(BIN)/python tests/truth/peers.py --write docs/accuracy.md
 	$(BIN)/python tests/truth/bench.py --write docs/accuracy.md
+
+# Ten minutes: the tests of the frameworks with older versions of them.
+engines-older: $(VENV)/.test
+	TEST_ENGINES=engines-older $(BIN)/python -m pytest -n $(WORKERS) tests/engines \
+	  --ignore tests/engines/test_trackers.py --ignore tests/engines/test_mpirun.py
 
 # Longer than the budget of `make test`: FUZZ_SECONDS for each coverage-guided harness.
 FUZZ_EXAMPLES ?= 5000

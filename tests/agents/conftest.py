@@ -49,6 +49,19 @@ REQUIREMENTS = {
         "torchmetrics==1.9.0",
         "lightning-utilities==0.15.3",
     ),
+    # The same tests with TEST_ENGINES=engines-older (`make engines-older`).
+    "engines-older": (
+        "accelerate==1.0.1",
+        "deepspeed==0.16.9",
+        "ray==2.44.1",
+        "transformers==4.46.3",
+        "lightning==2.4.0",
+        "pytorch-lightning==2.4.0",
+        "torchmetrics==1.4.3",
+        "lightning-utilities==0.11.9",
+        "huggingface_hub==0.36.0",
+        "tokenizers==0.20.3",
+    ),
 }
 BESIDE_TORCH = {
     "engines": (
@@ -58,6 +71,7 @@ BESIDE_TORCH = {
         "tokenizers", "regex", "typer",
     ),
 }  # fmt: skip
+BESIDE_TORCH["engines-older"] = (*BESIDE_TORCH["engines"], "aiohttp")
 """Where a requirement asks for torch, all that it asks for but torch: another torch than the one
 the tests run with would be installed."""
 VENVS = Path(os.environ.get("TEST_VENVS", REPOSITORY / ".venv-agents"))

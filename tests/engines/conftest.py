@@ -21,6 +21,9 @@ from traceml_agent.report.spans import forest, walk
 from traceml_agent.spool.digested import read_spool
 
 TIMEOUT_S = 400
+ENGINES = os.environ.get("TEST_ENGINES", "engines")
+"""Whose environment the tests run in: `engines`, or with older versions `engines-older`."""
+IS_OLDER = ENGINES == "engines-older"
 MPIRUN = {
     "openmpi": ("mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"),
     "mpich": ("mpirun.mpich",),
@@ -69,7 +72,7 @@ def engine(
     short_directory: Path,
 ) -> Engine:
     """The environment of Python packages."""
-    return Engine(bin_of("engines"), tmp_path, short_directory)
+    return Engine(bin_of(ENGINES), tmp_path, short_directory)
 
 
 @pytest.fixture(params=MPIRUN)

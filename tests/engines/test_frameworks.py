@@ -80,7 +80,11 @@ def test_ray_train_is_one_run_each_and_its_end_is_that_of_the_training_function(
         results[out.name] = engine.run("python", script, *arguments, enabled=False, **quiet)
     on, off = results["on"], results["off"]
     assert (on.returncode, off.returncode) == (0, 0), on.stderr + off.stderr
-    assert (off.stdout, on.stdout) == ("well done\n", "well done\nbadly True\n")
+    told = {
+        name: [line for line in result.stdout.splitlines() if line.startswith(("well", "badly"))]
+        for name, result in results.items()
+    }  # an older Ray prints its progress too
+    assert told == {"off": ["well done"], "on": ["well done", "badly True"]}
     for rank in (0, 1):
         losses = [(tmp_path / f"{name}.{rank}").read_text() for name in ("on", "off")]
         assert losses[0] == losses[1]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.boot.conftest import REPOSITORY
 from tests.e2e.harness import Result, write
-from tests.engines.conftest import Engine, assert_one_run, outline, same_lines
+from tests.engines.conftest import IS_OLDER, Engine, assert_one_run, outline, same_lines
 from traceml_agent.report.fold import fold
 from traceml_agent.spool.reader import Spool
 
@@ -21,7 +21,7 @@ EXAMPLES = REPOSITORY / "examples"
 TORCHRUN = ("python", "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 ON_CPU = {"DS_ACCELERATOR": "cpu"}
-WITH_TIMES = re.compile(r"runtime|WARNING|second")
+WITH_TIMES = re.compile(r"runtime|WARNING|second|^\[\d{4}-")
 """Lines of the frameworks that are no two times the same."""
 
 
@@ -69,12 +69,20 @@ def test_the_trainer_is_recorded_step_by_step_with_all_that_it_does_beside(
     off = engine.run(*command, enabled=False, **OFFLINE)
     assert (on.returncode, off.returncode) == (0, 0), on.stderr
     assert told(on) == told(off)
-    assert "9 updates, 33 micro-batches, 5 evaluations, 3 checkpoints" in on.stdout
     (spool,) = on.spools
     assert spool.statuses["huggingface"] == "active"
+    by_trainer = framework(on, "transformers")
+    found = (
+        f"{spool.end.updates} updates, {sum(micro_batches(spool))} micro-batches, "
+        f"{by_trainer['evaluations']} evaluations, {by_trainer['checkpoints'] - 1} checkpoints"
+    )
+    assert on.stdout.splitlines()[-1] == found  # the program counts by callbacks of its own
+    if IS_OLDER:  # its windows go on from one epoch into the next, and it ends before the last
+        assert found.startswith("6 updates, 24 micro-batches, 3 evaluations")
+        return
+    assert found == "9 updates, 33 micro-batches, 5 evaluations, 3 checkpoints"
     assert (spool.end.steps, spool.end.updates, spool.end.samples) == (9, 9, 3 * 44)
     assert micro_batches(spool) == [4, 4, 3] * 3  # the last window of each epoch is short
-    by_trainer = framework(on, "transformers")
     assert by_trainer | {"version": None} == {
         "name": "transformers", "version": None, "epochs": 3.0, "steps": 9, "trainings": 1,
         "evaluations": 5, "predictions": 1, "checkpoints": 4, "logs": 9 + 5 + 1,
@@ -98,10 +106,13 @@ def test_each_rank_of_the_trainer_counts_its_own_micro_batches(engine: Engine, p
     off = engine.run(*command, enabled=False, **OFFLINE)
     assert (on.returncode, off.returncode) == (0, 0), on.stderr
     assert same_lines(told(on), told(off))
-    assert_one_run(on, "torchrun", steps=6)
+    steps, windows, evaluated = 6, [4, 2] * 3, [2, 4, 6, 7]
+    if IS_OLDER:
+        steps, windows, evaluated = 3, [4, 6, 2], [2, 4]
+    assert_one_run(on, "torchrun", steps=steps)
     for spool in on.spools:
-        assert micro_batches(spool) == [4, 2] * 3
-        assert [step for _, step in events(spool, "eval")] == [2, 4, 6, 7]
+        assert micro_batches(spool) == windows
+        assert [step for _, step in events(spool, "eval")] == evaluated
     assert fold(on.run_dir).payload["step_time"]["rank_balance"]["strategy"] == "ddp"
 
 
@@ -229,7 +240,7 @@ def test_each_rank_of_a_loop_with_accelerate_counts_its_own_micro_batches(
     command = (*TORCHRUN, port, str(EXAMPLES / "accelerate_loop.py"))
     on, off = engine.run(*command), engine.run(*command, enabled=False)
     assert (on.returncode, off.returncode) == (0, 0), on.stderr
-    assert same_lines(on.stdout, off.stdout)
+    assert same_lines(told(on), told(off))
     assert_one_run(on, "torchrun", steps=6)
     for spool in on.spools:
         assert micro_batches(spool) == [3, 2] * 3

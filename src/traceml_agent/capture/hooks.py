@@ -99,6 +99,11 @@ def on_ray_train(module: Any) -> None:
     _install("ray_train", ray_train.install, module)
 
 
+def on_ray_session(module: Any) -> None:
+    """The same of version 1."""
+    _install("ray_train", ray_train.install_session, module)
+
+
 def on_tracker(module: Any) -> None:
     """A tracker: what the loop logs to it becomes a phase."""
     _install(trackers.TRACKERS[module.__name__][0], trackers.install, module)
@@ -124,6 +129,7 @@ HOOKS: tuple[tuple[str, Callable[[Any], None]], ...] = (
     ("lightning.fabric", on_lightning),
     ("lightning_fabric", on_lightning),
     *((name, on_tracker) for name in trackers.TRACKERS),
+    ("ray.train._internal.session", on_ray_session),
     ("ray.train.v2._internal.execution.worker_group.thread_runner", on_ray_train),
 )
 

@@ -35,6 +35,11 @@ PATCHES = {
 }
 _COUNT = itertools.count(1)
 INIT_MODES = ("auto", "selective", "manual")
+TOO_OLD = (
+    "TraceMLTorchTrainer sets variables by worker_runtime_env of ray.train.RunConfig, which this "
+    "version of Ray lacks. ray.train.torch.TorchTrainer is recorded too, without any line of the "
+    'agent: ray.init(runtime_env={"env_vars": {"TRACEML_ENABLE": "1"}})'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +115,8 @@ class TraceMLTorchTrainer:
 
     Takes what that takes, and `traceml_config`. Variables that stand in the `worker_runtime_env` of
     its `run_config` win over those of the config. The agent must be installed on all nodes, or be
-    in the runtime environment. Raises what the two constructors raise, and ImportError without
-    ray[train].
+    in the runtime environment. Raises what the two constructors raise, ImportError without
+    ray[train], and RuntimeError where that is too old to set variables for workers.
     """
 
     def __init__(
@@ -130,6 +135,8 @@ class TraceMLTorchTrainer:
         self._run_id = self.config.session_id or f"ray-{started}-{os.getpid()}-{next(_COUNT)}"
         variables = worker_variables(self.config, self._run_id)
         run_config = copy.copy(torch_trainer_kwargs.pop("run_config", None) or RunConfig())
+        if not hasattr(run_config, "worker_runtime_env"):
+            raise RuntimeError(TOO_OLD)
         run_config.worker_runtime_env = with_variables(run_config.worker_runtime_env, variables)
         self._parts = Delivery(self._runs_dir(), self._run_id, self.config.stop_timeout_sec)
         self.trainer = TorchTrainer(

@@ -23,6 +23,23 @@ def install(module: Any) -> str:
     return "active"
 
 
+def install_session(module: Any) -> str:
+    """Patches the session of Ray Train (version 1), whose thread runs the user's function."""
+    session = module._TrainSession
+    original = session.start
+
+    def start(self: Any) -> None:
+        # Trials of Ray Tune have a session too, but no rank, and one process may run several.
+        if self.world_rank is not None:
+            with guard("end of a Ray Train worker"):
+                thread = self.training_thread
+                thread._target = _ending_the_run(thread._target)
+        original(self)
+
+    session.start = like(start, original)
+    return "active"
+
+
 def _ending_the_run(target: Callable[[], Any]) -> Callable[[], Any]:
     def train() -> Any:
         try:
