@@ -1,7 +1,9 @@
 """Scopes and marks of a program: the tree that it can look at while it runs."""
 
+import functools
 import json
 import math
+import operator
 import re
 
 import pytest
@@ -292,6 +294,80 @@ def test_a_data_frame_has_a_row_a_scope(tmp_path):
         "mark_count", "depth",
     ]  # fmt: skip
     assert (found["names"], found["depth"], found["marks"]) == (["a", "b"], [0, 1], [0, 1])
+
+
+FILTERED = """
+for number in range(3):
+    with scope("a", number):
+        with scope("b"):
+            with scope("c"):
+                pass
+with scope("c"):
+    pass
+def rows(**how):
+    frame = trace("df", **how)
+    place = {span: at for at, span in enumerate(frame["id"])}
+    return [
+        [row["name"], None if row["index"] != row["index"] or row["index"] is None
+         else int(row["index"]), place.get(row["parent_id"]), int(row["depth"])]
+        for _, row in frame.iterrows()
+    ]
+tell(all=rows(), named=rows(name="b"), last=rows(last=2), both=rows(name="c", last=1),
+     nothing=rows(name="d"), columns=list(trace("df", name="d").columns))
+"""
+
+
+def test_a_data_frame_names_the_parents_and_is_filtered_as_the_tree_is(tmp_path):
+    """Of each row: name, index, the row of its parent, depth."""
+    pytest.importorskip("pandas")
+    found, _ = told(tmp_path, FILTERED)
+    whole = []
+    for number in range(3):
+        top = 3 * number
+        whole += [["a", number, None, 0], ["b", None, top, 1], ["c", None, top + 1, 2]]
+    assert found["all"] == [*whole, ["c", None, None, 0]]
+    pairs = [[["b", None, None, 0], ["c", None, 2 * number, 1]] for number in range(3)]
+    assert found["named"] == functools.reduce(operator.iadd, pairs, [])
+    assert found["last"] == [["a", 2, None, 0], ["c", None, None, 0]]
+    assert found["both"] == [["c", None, None, 0]]
+    assert found["nothing"] == []
+    assert len(found["columns"]) == 10
+
+
+def test_plain_ipython_prints_the_tree_as_python_does(tmp_path):
+    """Only in a kernel of Jupyter is it an object that shows itself."""
+    pytest.importorskip("IPython")
+    script = tmp_path / "cell.ipy"
+    script.write_text(HEAD + "with scope('a', 3):\n    pass\nshown = trace()\ntell(shown=shown)\n")
+    result = run(tmp_path, "-m", "IPython", "--no-banner", "--colors=NoColor", str(script))
+    assert result.returncode == 0, result.stderr
+    tree, told_last = result.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"a\[3\] - [\d.]+(us|ms)", tree)
+    assert json.loads(told_last) == {"shown": None}
+
+
+WRONG_OUTPUT = """
+import torch
+before = torch.nn.Module.__call__, torch.utils.data.DataLoader._get_iterator
+words = []
+for output in (["spool", "disk"], "disk", ["none", "spool"], []):
+    try:
+        traceml.init(output=output)
+        words.append("")
+    except ValueError as error:
+        words.append(str(error))
+after = torch.nn.Module.__call__, torch.utils.data.DataLoader._get_iterator
+tell(words=words, same=before == after, enabled=traceml.health()["enabled"])
+"""
+
+
+def test_an_output_that_init_does_not_know_raises_before_anything_is_patched(tmp_path):
+    found, result = told(tmp_path, WRONG_OUTPUT, TRACEML_ENABLE="0")
+    assert len(found["words"]) == 4
+    for words in found["words"]:
+        assert words.startswith("init: output=") and "spool, log, stdout" in words
+    assert found["same"] and not found["enabled"]
+    assert result.run_dirs == []
 
 
 def test_a_data_frame_without_pandas_names_what_to_install(tmp_path):

@@ -1,5 +1,6 @@
 """The tree of a training: epochs, steps and phases, with scopes among them, also from its spool."""
 
+import ast
 import json
 import re
 import signal
@@ -314,6 +315,43 @@ def test_an_unknown_output_turns_the_agent_off_before_anything_is_patched(tmp_pa
     (line,) = result.own_lines
     assert "TRACEML_OUTPUT='spool,disk'" in line and "nothing is recorded" in line
     assert result.run_dirs == []
+
+
+FORMATS = """
+for number in range(4):
+    with scope("work", number):
+        with scope("part"):
+            mark("n", number)
+    for (x,) in training:
+        step(x)
+        break
+"""
+
+
+def test_the_command_has_every_format_and_both_filters(tmp_path):
+    """From the spool of a process that has ended, as `trace()` has them in it."""
+    pytest.importorskip("pandas")
+    assert run(tmp_path, write(tmp_path, HEAD + FORMATS)).returncode == 0
+    (tree, _), (found, _) = (
+        cli(tmp_path, "--name", "work"),
+        cli(tmp_path, "--format", "json", "--name", "work"),
+    )
+    roots = json.loads(found)["roots"]
+    assert [title(root) for root in roots] == [f"work[{number}]" for number in range(4)]
+    assert [line.split(" - ")[0] for line in tree.splitlines()] == [
+        line for number in range(4) for line in (f"work[{number}]", "  part")
+    ]
+    as_dict, _ = cli(tmp_path, "--format", "dict", "--name", "work")
+    assert ast.literal_eval(as_dict)["roots"] == roots
+    frame, _ = cli(tmp_path, "--format", "df", "--name", "part", "--last", "2")
+    head, *rows = frame.splitlines()
+    assert head.split() == [
+        "id", "parent_id", "name", "index", "wall_us", "cpu_ns", "gpu_ns", "memory_peak_bytes",
+        "mark_count", "depth",
+    ]  # fmt: skip
+    assert [row.split()[3] for row in rows] == ["part", "part"]
+    ids = [root["children"][0]["id"] for root in roots[-2:]]
+    assert [int(row.split()[1]) for row in rows] == ids
 
 
 RANKS = """
