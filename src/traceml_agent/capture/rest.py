@@ -34,8 +34,9 @@ SHIFTS = 61
 never, be looked into. A prime."""
 PEEKED_STEPS = 5
 """Looked into whenever a line is sampled, 20 times a second: the sample needs a phase."""
-ALIKE_STEPS = 32
-"""The last so many steps have to be of one kind: one update, as many batches."""
+ALIKE_STEPS = WATCHED_STEPS - 1
+"""The last so many steps have to be of one kind: one update, as many batches. Of those between two
+rests all but the first, which was looked into in part."""
 SLOW_LIMIT = 4
 """Counted steps in a row that are longer than LONGEST_STEP_NS: the training has changed."""
 VAIN_STEPS = 8

@@ -307,8 +307,8 @@ def _not_measured(payload: dict[str, Any]) -> list[str]:
         )
     if dropped.get("rested_steps"):
         text = (
-            f"{dropped['rested_steps']:,} of the short steps were only counted and timed, their "
-            "phases taken to be as in the others (TRACEML_MAX_OVERHEAD=0 looks into all)"
+            f"{dropped['rested_steps']:,} of the short steps were only counted and timed, or seen "
+            "for a line; phases as in the others (TRACEML_MAX_OVERHEAD=0 looks into all)"
         )
         lines += _wrapped("Sampled       ", text)[:2]
     kept = ("thinned_steps", "rested_steps")
