@@ -6,7 +6,7 @@ import pytest
 
 from tests.boot.conftest import REPOSITORY
 from tests.e2e.harness import write
-from tests.engines.conftest import Engine, assert_one_run, same_lines
+from tests.engines.conftest import IS_OLDER, Engine, assert_one_run, same_lines
 from tests.engines.trainings import ACCELERATE, DEEPSPEED, RAY, STEPS
 from traceml_agent.report.fold import fold
 
@@ -63,15 +63,19 @@ def test_deepspeed_is_one_run_computes_the_same_and_its_runner_names_it(
     assert all(line.endswith(f"by another process: {on.run_dir}") for line in told)
 
 
+@pytest.mark.parametrize("version", ["1", "2"])
 def test_ray_train_is_one_run_each_and_its_end_is_that_of_the_training_function(
-    engine: Engine, tmp_path: Path, short_directory: Path
+    engine: Engine, tmp_path: Path, short_directory: Path, version: str
 ) -> None:
     """Switched on by agent/ray/runtime_env.yaml alone: the driver knows nothing of the agent."""
+    if IS_OLDER and version == "2":
+        pytest.skip("this Ray has version 1 alone")
     script = write(tmp_path, RAY)
     quiet = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(short_directory),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+        "RAY_TRAIN_V2_ENABLED": "1" if version == "2" else "0",
     }
     results = {}
     for settings, endings in (("", ["well"]), (SETTINGS_OF_RAY, ["well", "badly"])):
@@ -83,7 +87,8 @@ def test_ray_train_is_one_run_each_and_its_end_is_that_of_the_training_function(
     told = {
         name: [line for line in result.stdout.splitlines() if line.startswith(("well", "badly"))]
         for name, result in results.items()
-    }  # an older Ray prints its progress too
+    }  # version 1 prints its progress too
+    assert version == "1" or off.stdout + on.stdout == "well done\nwell done\nbadly True\n"
     assert told == {"off": ["well done"], "on": ["well done", "badly True"]}
     for rank in (0, 1):
         losses = [(tmp_path / f"{name}.{rank}").read_text() for name in ("on", "off")]
@@ -95,6 +100,8 @@ def test_ray_train_is_one_run_each_and_its_end_is_that_of_the_training_function(
         assert payload["meta"]["world_size"] == 2
         exits = payload["run_context"]["exit"]
         assert sorted(exits) == ["0", "1"]
+        errors = [how["exception"] for how in exits.values() if how["status"] == "failed"]
+        assert all("ValueError: the fifth" in error for error in errors)
         ends.append({(how["status"], how["last_step"]) for how in exits.values()})
     assert {("finished", STEPS)} in ends
     ends.remove({("finished", STEPS)})

@@ -36,9 +36,10 @@ PATCHES = {
 _COUNT = itertools.count(1)
 INIT_MODES = ("auto", "selective", "manual")
 TOO_OLD = (
-    "TraceMLTorchTrainer sets variables by worker_runtime_env of ray.train.RunConfig, which this "
-    "version of Ray lacks. ray.train.torch.TorchTrainer is recorded too, without any line of the "
-    'agent: ray.init(runtime_env={"env_vars": {"TRACEML_ENABLE": "1"}})'
+    "TraceMLTorchTrainer sets variables by worker_runtime_env, which this RunConfig lacks: "
+    "it needs Ray Train V2 (a newer Ray, without RAY_TRAIN_V2_ENABLED=0) and ray.train.RunConfig. "
+    "ray.train.torch.TorchTrainer is recorded too, without any line of the agent: "
+    'ray.init(runtime_env={"env_vars": {"TRACEML_ENABLE": "1"}})'
 )
 
 
@@ -116,7 +117,7 @@ class TraceMLTorchTrainer:
     Takes what that takes, and `traceml_config`. Variables that stand in the `worker_runtime_env` of
     its `run_config` win over those of the config. The agent must be installed on all nodes, or be
     in the runtime environment. Raises what the two constructors raise, ImportError without
-    ray[train], and RuntimeError where that is too old to set variables for workers.
+    ray[train], and RuntimeError where that cannot set variables for workers (V1).
     """
 
     def __init__(

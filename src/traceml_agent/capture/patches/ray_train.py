@@ -33,21 +33,31 @@ def install_session(module: Any) -> str:
         if self.world_rank is not None:
             with guard("end of a Ray Train worker"):
                 thread = self.training_thread
-                thread._target = _ending_the_run(thread._target)
+                thread._target = _ending_the_run(thread._target, _ended_by)
         original(self)
 
     session.start = like(start, original)
     return "active"
 
 
-def _ending_the_run(target: Callable[[], Any]) -> Callable[[], Any]:
+def _ended_by(error: BaseException) -> BaseException | None:
+    """What a training of version 1 ended by: it wraps what is raised, and `sys.exit(0)` is well."""
+    while type(error).__name__ == "StartTraceback" and error.__cause__ is not None:
+        error = error.__cause__
+    return None if isinstance(error, SystemExit) and not error.code else error
+
+
+def _ending_the_run(
+    target: Callable[[], Any],
+    ended_by: Callable[[BaseException], BaseException | None] = lambda error: error,
+) -> Callable[[], Any]:
     def train() -> Any:
         try:
             result = target()
         except BaseException as error:
             hide_frame(error)  # Ray counts the frames of its own
             with guard("end of a Ray Train worker"):
-                finish_early(error)
+                finish_early(ended_by(error))
             raise
         with guard("end of a Ray Train worker"):
             finish_early(None)
