@@ -206,6 +206,13 @@ class Config:
         "How often is looked in which line of the program the training thread stands. It is less "
         "where that would take more than 0.5 % of a core. 0: never.",
     )
+    exact_lines: bool = setting(
+        False,
+        _flag,
+        "1 or 0",
+        "Sample lines of plain Python of less than 5 ms where they run: the interpreter's switch "
+        "interval is 0.5 ms meanwhile, so that threads of the program take turns more often too.",
+    )
     flops: bool = setting(
         False,
         _flag,
@@ -250,10 +257,7 @@ class Config:
         "threads, process, host, gpu, stacks, gc, sched, ring, faulthandler, exit.",
     )
     test_raise: bool = setting(
-        False,
-        _flag,
-        "1 or 0",
-        "For the tests of the agent itself: let its internal errors through.",
+        False, _flag, "1 or 0", "For tests of the agent itself: let its internal errors through."
     )
 
     @property
@@ -286,9 +290,8 @@ def resolve(
     problems: list[str] = []
     refusal: str | None = None
     asked = arguments or {}
-    file_values, file_name = settings_in_file(
-        directory, {item.name for item in dataclasses.fields(Config)}, problems
-    )
+    names = {item.name for item in dataclasses.fields(Config)}
+    file_values, file_name = settings_in_file(directory, names, problems)
     for item in dataclasses.fields(Config):
         name, variable = item.name, PREFIX + item.name.upper()
         sources = [(variable, environ.get(variable)), (file_name, file_values.get(name))]

@@ -156,6 +156,45 @@ def test_a_function_that_began_meanwhile_is_looked_through_from_its_first_line()
     assert lines.before(END, set(), whole=True) is None
 
 
+ONE_LINE = """
+def train(self, index):
+    \"\"\"An item.\"\"\"
+    return decode(self.x[index]), self.y[index]  # result
+"""
+
+
+def test_of_a_function_of_one_line_that_is_the_line():
+    lines, _, at = lines_of(ONE_LINE)
+    assert lines.before(END, set(), whole=True) == at["result"]
+    assert lines.before(END, set()) is None
+    lines, _, _ = lines_of(ONE_LINE.replace("    return", "    x = self.x[index]\n    return"))
+    assert lines.before(END, set(), whole=True) is None  # what a subscript does is not known
+    lines, _, _ = lines_of(ONE_LINE.replace("decode(self.x[index])", "self.x"))
+    assert lines.before(END, set(), whole=True) is None
+
+
+WITHIN = """
+def train(self, index):
+    with self.lock(index):
+        data = parse(index)
+        return decode(data)
+"""
+EACH = """
+def train(self, items):
+    for item in make(items):  # head
+        self.found += [item]  # body
+"""
+
+
+def test_what_stands_behind_the_line_is_not_taken_for_it():
+    """A block that is left ends in its first line, and the head of a loop is the line again."""
+    lines, _, _ = lines_of(WITHIN)
+    assert lines.before(END, set(), whole=True) is None
+    lines, code, at = lines_of(EACH)
+    head = instruction(code, at["head"], "FOR_ITER")
+    assert lines.before(head, {at["body"]}, whole=True) is None
+
+
 def test_where_the_lock_was_only_let_go_what_repeats_something_took_it():
     for after, is_named in (("sum(i * i for i in range(step))", True), ("metric(step)", False)):
         text = LOOP.format(after=after).replace("best = step", "best = step.max()  # best")

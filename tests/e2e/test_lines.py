@@ -176,3 +176,57 @@ def test_compilations_and_checkpoints_name_the_line_that_led_to_them(tmp_path):
     places = {(e["name"], e["at"]) for e in result.summary["events"]["listed"]}
     assert ("compile", f"train.py:{where(text, '# compile')}") in places
     assert ("checkpoint", f"train.py:{where(text, '# save')}") in places
+
+
+SHORT = """
+import json, sys, time, torch
+from torch import nn
+torch.set_num_threads(1)
+model = nn.Linear(8, 8)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+spent = [0.0, 0.0, 0.0]
+def timed(number, rounds):
+    begun = time.perf_counter()
+    total = 0
+    for value in range(rounds): total += value
+    spent[number] += time.perf_counter() - begun
+def score():
+    timed(0, 10_000)  # short
+    timed(1, 60_000)  # long
+    timed(2, 30_000)  # middle
+before = sys.getswitchinterval()
+for number in range(400):
+    optimizer.zero_grad()
+    model(torch.ones(4, 8)).sum().backward()
+    optimizer.step()
+    score()
+meanwhile = sys.getswitchinterval()
+if len(sys.argv) > 1: sys.setswitchinterval(0.003)
+import traceml_agent
+traceml_agent.shutdown()
+print(before, meanwhile, sys.getswitchinterval())
+print("truth:", json.dumps(spent), file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_lines_of_less_than_a_switch_interval_are_told_apart_where_that_is_asked_for(tmp_path):
+    result, _, spent = recorded(tmp_path, SHORT, **FAST, TRACEML_EXACT_LINES="1")
+    assert result.stdout == "0.005 0.0005 0.005\n"
+    callers = {}
+    for spot in result.summary["hotspots"]:
+        for path in spot["paths"] if spot["phase"] == "residual" else ():
+            for at in path["lines"]:
+                if at["function"] == "score":
+                    part = spot["share_percent"] * path["share_percent"] / 1e4
+                    callers[at["line"]] = callers.get(at["line"], 0) + part
+    for line, seconds in zip(("# short", "# long", "# middle"), spent, strict=True):
+        part = callers.get(where(SHORT, line), 0)
+        assert part == pytest.approx(seconds / sum(spent), abs=POINTS), (line, callers, spent)
+
+
+def test_a_switch_interval_of_the_program_stays(tmp_path):
+    script = write(tmp_path, SHORT)
+    assert run(tmp_path, script, "own").stdout == "0.005 0.005 0.003\n"
+    exact = run(tmp_path, script, "own", TRACEML_EXACT_LINES="1")
+    assert exact.stdout == "0.005 0.0005 0.003\n"

@@ -14,9 +14,9 @@ def at(line, function="main", **more):
 
 LINES = [
     at(10), at(12), at(14), at(5, "helper"), at(9, loop=True), at(30, "collate"),
-    at(11, call="time.perf_counter()"),
+    at(11, call="time.perf_counter()"), at(6, "helper"), at(7, "helper"),
 ]  # fmt: skip
-TEN, TWELVE, FOURTEEN, HELPER, LOOP, COLLATE, TIMER = range(7)
+TEN, TWELVE, FOURTEEN, HELPER, LOOP, COLLATE, TIMER, HELPER1, HELPER2 = range(9)
 
 
 def late(phase, lines, samples, forced=0, **more):
@@ -98,6 +98,22 @@ def test_of_two_functions_that_a_library_calls_the_one_that_holds_the_lock_is_me
         late("input_wait", [COLLATE, LOOP], 40),
     )
     assert samples_of(item, collate) == {("input_wait", 5, False): 49}
+
+
+def test_what_the_function_of_an_item_calls_is_before_its_end():
+    """Nothing is known of a sample at the end of an item but the function that made it."""
+    called, end = late("input_wait", [TEN, HELPER, LOOP], 9, 9), late("input_wait", [HELPER], 40)
+    assert samples_of(called, end) == {("input_wait", 10, False): 49}
+
+
+def test_another_phase_does_not_stand_between_an_item_and_what_it_calls():
+    """One dataset serves training and evaluation; what the evaluation read was seen on time."""
+    called, end = late("input_wait", [HELPER, LOOP], 9, 9), late("input_wait", [HELPER2], 40)
+    evaluated = row("eval", [HELPER1, LOOP], 30)
+    assert samples_of(called, evaluated, end) == {
+        ("input_wait", 5, False): 49,
+        ("eval", 6, False): 30,
+    }
 
 
 def test_what_is_seen_at_a_call_of_a_clock_ran_before_it_however_it_was_seen():

@@ -39,7 +39,7 @@ class Lines:
         self._free: set[int] = set()  # offsets
         self.end = 0  # offset of the last instruction
         names = _Callees()
-        line = code.co_firstlineno
+        self._first = line = code.co_firstlineno
         starts = {start: number for start, _, number in code.co_lines() if number is not None}
         found = dis.get_instructions(code) if len(code.co_code) <= MOST_BYTES else ()
         for at in found:
@@ -76,7 +76,8 @@ class Lines:
         """The line that ran before this instruction, after the last line that was `seen`.
 
         None where several can have taken the time, or none, or where it is not known. `whole`: the
-        function began in that time. `sure`: only a line that repeats something.
+        function began in that time, so that it may be the line itself. `sure`: only a line that
+        repeats something.
         """
         instruction = self.end if instruction == END else self._whole(instruction)
         line = self._line_at.get(instruction)
@@ -98,6 +99,9 @@ class Lines:
         if repeats or sure:
             return repeats.pop() if len(repeats) == 1 else None
         calls = self._calls & between
+        is_only = self._calls == {line} and between <= {self._first}
+        if whole and is_only and not self._is_header(instruction):
+            return line
         return calls.pop() if len(calls) == 1 else None
 
     def _whole(self, instruction: int) -> int:

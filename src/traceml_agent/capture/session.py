@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from traceml_agent.capture import scopes
 from traceml_agent.capture.audit import RECORDER, Audit
 from traceml_agent.capture.device import DeviceTimer, can_be_used, is_in_use
-from traceml_agent.capture.frames import current_frames
+from traceml_agent.capture.frames import current_frames, switch_as_before
 from traceml_agent.capture.mode import NO_SPOOL, STEP_PATCHES, asked
 from traceml_agent.capture.open_step import NONE
 from traceml_agent.capture.rest import Rest
@@ -171,6 +171,7 @@ class Session:
             if self.recorder is not None:
                 self.recorder.abandon()
             self._begin()
+            switch_as_before()
             forget_faults()
             self.rest.begin_anew()
             self.tracker.__class__ = StepTracker
@@ -262,8 +263,7 @@ class Session:
 
                 self.strategies.add(found)
                 detail: dict[str, str | int | float | None] = {"strategy": found}
-                now = time.perf_counter_ns()
-                step = self.tracker.step + 1
+                now, step = time.perf_counter_ns(), self.tracker.step + 1
                 self.events.append(Event(STRATEGY_EVENT, now, None, step, detail))
 
     def close_step(

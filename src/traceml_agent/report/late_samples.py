@@ -48,7 +48,8 @@ def placed(stacks: Stacks) -> list[StackRow]:
             found[index] = _less(found[index], row)
             moved = replace(
                 row, lines=[row.prior, *row.lines[1:]], before=False, callee=None, leaf=None,
-                samples=row.yielded, weight_ns=row.yielded_ns, late=row.yielded,
+                samples=row.yielded, weight_ns=row.yielded_ns, late=row.yielded, yielded=0,
+                yielded_ns=0,
             )  # fmt: skip
             found.append(moved)
     return [row for row in found if row.samples]
@@ -70,8 +71,11 @@ def _cause(index: int, rows: Sequence[StackRow], paths: Sequence[Stack]) -> int 
         (place, number)
         for number, other in enumerate(rows)
         if number != index and other.lines and not other.before
-        for place in [_place_before(paths[number], path, is_loop=row.phase == RESIDUAL)]
+        for place in [
+            _place_before(_from(paths[number], path), path, is_loop=row.phase == RESIDUAL)
+        ]
         if place is not None
+        and (is_free or other.phase == row.phase or _from(paths[number], path) is paths[number])
         and not (row.before and _is_within(paths[number], path))
         and (row.prior is None or _is_through(paths[number], path[-1]))
     ]
@@ -100,6 +104,15 @@ def _place_before(other: Stack, path: Stack, *, is_loop: bool) -> _Place | None:
             return _Place(True, depth, one.line)
         return _Place(False, depth, one.line) if is_loop else None
     return _Place(True, min(len(other), len(path)), other[-1].line)
+
+
+def _from(other: Stack, path: Stack) -> Stack:
+    """The part of `other` that begins in the function that `path` begins in; all where none does.
+    Of an item of a loader only the function that makes it is known."""
+    first = (path[0].file, path[0].function)
+    starts = (at for at, one in enumerate(other) if (one.file, one.function) == first)
+    start = next(starts, 0)
+    return other[start:] if start else other
 
 
 def _same_line(one: CodeLine, two: CodeLine) -> bool:

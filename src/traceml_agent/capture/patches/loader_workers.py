@@ -14,6 +14,7 @@ from types import CodeType
 from typing import Any
 
 from traceml_agent.capture.board import Board, find_slot, new_board
+from traceml_agent.capture.frames import switch_faster
 from traceml_agent.capture.loaders import Facts, Iteration, LoaderWatch
 from traceml_agent.capture.patches.disguise import hide_frame, like
 from traceml_agent.capture.session import SESSION
@@ -87,6 +88,8 @@ def _watched(parts: list[Any], places: list[int]) -> WorkerClock | None:
         worker = WorkerClock(lambda: find_slot(parent), hz)
     else:
         return None
+    if SESSION.config.exact_lines and hz:
+        switch_faster()
     worker.sender = lambda: getattr(getattr(data_queue, "_thread", None), "native_id", None)
     _time_queues(worker, index_queue, data_queue)
     if sys.version_info >= (3, 11):  # before, the frame of the wrapper shows in tracebacks

@@ -15,7 +15,7 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-from traceml_agent.capture.frames import current_frames
+from traceml_agent.capture.frames import current_frames, switch_as_before, switch_faster
 from traceml_agent.capture.open_step import pause_limit
 from traceml_agent.capture.source_text import SourceText
 from traceml_agent.capture.stack_tally import MOST_ROWS, Sample, StackTally
@@ -81,9 +81,12 @@ class StackSampler:
     def start(self) -> None:
         """Begins to sample."""
         self._thread.start()
+        if self._session.config.exact_lines:
+            switch_faster()
 
     def stop(self) -> None:
         """Ends sampling; what was counted can still be taken."""
+        switch_as_before()
         if self._stop.locked():
             self._stop.release()
         self._thread.join(JOIN_S)

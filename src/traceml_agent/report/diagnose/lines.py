@@ -68,7 +68,9 @@ def in_words(spot: Hotspot) -> str:
     text = where if code is None else f"{where} `{code}`"
     if spot.before:
         return f"Python code just before {text}"
-    return f"{text} or Python code just before it" if spot.yielded_share >= LATE_SHARE else text
+    if spot.yielded_share >= LATE_SHARE:
+        return f"{text} or Python code just before it (TRACEML_EXACT_LINES=1 tells which)"
+    return text
 
 
 def _named(issue: dict[str, Any], found: Hotspots, steps: int) -> list[dict[str, Any]]:
